@@ -1,0 +1,98 @@
+"""What a base-model architecture must declare and do. One file and one registry line make a family."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import Tensor
+
+Part = Literal["denoiser", "vae", "text"]
+Conditioning = dict[str, "Tensor"]  # named tensors, batch first; names are the diffusers pipeline's own argument names
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that was found on this machine: what it is and where its parts lie."""
+
+    name: str
+    family: str
+    kind: Literal["folder", "file", "hub"]
+    path: Path
+    title: str = ""
+    vae: Path | None = None
+    encoders: Path | None = None
+    habits: Mapping[str, Any] = field(default_factory=dict)  # studio.json beside the model: overrides Facts.defaults
+    builtin: bool = False
+    licence: str = ""
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Declared data of a family. `defaults` are settings by their names in TrainConfig ("train") and GenerateConfig ("generate")."""
+
+    name: str
+    title: str
+    default_base: str
+    objective: Literal["epsilon", "v", "flow"]
+    denoiser: Literal["unet", "transformer"]  # also the pipeline attribute and the diffusers key prefix
+    text_encoders: tuple[str, ...]  # pipeline attributes that can carry LoRA layers
+    size_multiple: int  # pixels
+    native_area: int  # pixels
+    lora_targets: Mapping[str, tuple[str, ...]]  # preset name -> regular expressions that fully match module paths inside the denoiser
+    modelspec: str  # modelspec.architecture of an adapter
+    implementation: str  # modelspec.implementation
+    kohya_version: str  # ss_base_model_version
+    kohya_module: str  # ss_network_module
+    civitai_base: str
+    defaults: Mapping[str, Mapping[str, Any]]
+    reasons: Mapping[str, str]  # setting -> why this default
+    samplers: Mapping[str, str]  # name as users know it -> key of generation.sampler
+
+
+@dataclass
+class Components:
+    """A loaded base: parts under diffusers' pipeline argument names (unet or transformer, vae, text_encoder, tokenizer, scheduler, ...)."""
+
+    base: Base
+    facts: Facts
+    parts: dict[str, Any]
+    dtype: "torch.dtype"
+    device: "torch.device"
+    objective: Literal["epsilon", "v", "flow"]
+
+    @property
+    def denoiser(self) -> "torch.nn.Module":
+        return self.parts[self.facts.denoiser]
+
+
+class Family(Protocol):
+    facts: Facts
+
+    def load(self, base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> Components:
+        """Load the named parts, frozen and in eval mode. Raises BaseError in one line if a file is missing or of another kind."""
+        ...
+
+    def encode_images(self, c: Components, pixels: "Tensor") -> "Tensor":
+        """(B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w) in fp32; deterministic (the mode of the posterior)."""
+        ...
+
+    def encode_captions(self, c: Components, captions: Sequence[str]) -> Conditioning:
+        """Conditioning of a list of captions, batch first, cacheable."""
+        ...
+
+    def predict(self, c: Components, noisy: "Tensor", timesteps: "Tensor", cond: Conditioning, sizes: "Tensor") -> "Tensor":
+        """The denoiser's output, same shape as `noisy` (B, C, h, w).
+
+        timesteps: (B,) floats in [0, 1000). sizes: (B, 6) pixels, original height, width, crop top, left, target height, width;
+        families without size conditioning ignore it.
+        """
+        ...
+
+    def pipeline(self, c: Components) -> "DiffusionPipeline":
+        """The diffusers pipeline over these components, for generation; needs all parts."""
+        ...
