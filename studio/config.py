@@ -28,7 +28,7 @@ class LoraWeight(Settings):
     """One row of a stack: an adapter by library name or file path, and its strength."""
 
     name: str = Field(min_length=1, description="Name in the library, or path of a .safetensors file")
-    weight: float = Field(1.0, ge=-10, le=10, description="Strength; 0 is off, 1 as trained")
+    weight: float = Field(default=1.0, ge=-10, le=10, description="Strength; 0 is off, 1 as trained")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -59,43 +59,47 @@ def _lines(value: Any) -> Any:
 class BaseChoice(Settings):
     """Which base model, and the parts that may come from elsewhere."""
 
-    base: str = Field("demo-sdxl", min_length=1, description="Base model: a registered name, a diffusers folder, a hub id, or one .safetensors file")
-    vae: str | None = Field(None, description="Another VAE: a folder or a .safetensors file; empty takes the base's own")
-    encoders: str | None = Field(None, description="Where text encoders, tokenizers and VAE come from when the base is a transformer-only file")
-    precision: Precision = Field("auto", description="Number format of the frozen base; auto is bf16 on a GPU that has it, else fp32")
+    base: str = Field(default="demo-sdxl", min_length=1, description="Base model: a registered name, a diffusers folder, a hub id, or one .safetensors file")
+    vae: str | None = Field(default=None, description="Another VAE: a folder or a .safetensors file; empty takes the base's own")
+    encoders: str | None = Field(default=None, description="Where text encoders, tokenizers and VAE come from when the base is a transformer-only file")
+    precision: Precision = Field(default="auto", description="Number format of the frozen base; auto is bf16 on a GPU that has it, else fp32")
 
 
 class TrainConfig(BaseChoice):
     images: str = Field(min_length=1, description="Image set: a name in the studio, or a folder of pictures")
-    name: Name = Field("my-lora", description="Name of the run and of the exported file; letters, digits, . _ -")
-    output: str | None = Field(None, description="Also write the finished file here")
-    trigger: str = Field("", max_length=200, description="Word that calls the LoRA; put in front of captions that lack it")
-    steps: int | None = Field(None, ge=1, le=1_000_000, description="Optimizer steps; empty takes the base's habit, or follows from epochs")
-    epochs: int | None = Field(None, ge=1, le=100_000, description="Passes over the pictures, instead of steps")
-    repeats: int = Field(1, ge=1, le=1000, description="How often each picture counts within one epoch")
-    batch_size: int | None = Field(None, ge=1, le=512, description="Pictures in one step")
-    gradient_accumulation: int = Field(1, ge=1, le=256, description="Batches summed up before one optimizer step")
-    resolution: int | None = Field(None, ge=64, le=4096, description="Side in pixels whose square is the area to train at")
-    rank: int | None = Field(None, ge=1, le=512, description="LoRA rank; the file grows linearly with it")
-    alpha: float | None = Field(None, gt=0, le=4096, description="LoRA alpha; the update is scaled by alpha / rank. Empty: equal to rank")
-    network: Literal["lora"] = Field("lora", description="Kind of adapter")
-    targets: Targets = Field("attention", description="Which layers get an adapter")
-    learning_rate: float | None = Field(None, gt=0, le=10, description="Step size of the optimizer")
-    optimizer: Literal["adamw"] = Field("adamw", description="Optimizer")
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="How the learning rate moves after warm-up")
-    warmup_steps: int = Field(0, ge=0, le=100_000, description="Steps over which the learning rate rises from 0")
-    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay")
-    max_gradient_norm: float = Field(1.0, ge=0, le=1000, description="Gradients are clipped to this norm; 0 is off")
-    min_snr_gamma: float | None = Field(None, gt=0, le=100, description="Min-SNR loss weight (5 is usual); noise-predicting bases only; empty is off")
-    flow_shift: float | None = Field(None, gt=0, le=100, description="Timestep shift of flow bases; empty follows the base's scheduler and the resolution")
-    caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of steps that see an empty caption")
-    flip: bool = Field(False, description="Also train on mirrored pictures; not for faces with a side parting, text or logos")
-    gradient_checkpointing: bool | None = Field(None, description="Recompute activations to save memory; empty turns it on for full-size bases")
-    start_from: str | None = Field(None, description="Start from an existing LoRA: library name, run or file")
-    seed: int = Field(-1, ge=-1, le=2**63 - 1, description="-1 draws one and records it")
-    save_every: int = Field(0, ge=0, description="Steps between checkpoints; 0 keeps only the last")
-    sample_every: int = Field(0, ge=0, description="Steps between preview pictures; 0 makes none")
-    sample_prompts: Annotated[tuple[str, ...], BeforeValidator(_lines)] = Field((), max_length=16, description="Prompts of the preview pictures, one a line; empty takes captions of the set")
+    name: Name = Field(default="my-lora", description="Name of the run and of the exported file; letters, digits, . _ -")
+    output: str | None = Field(default=None, description="Also write the finished file here")
+    trigger: str = Field(default="", max_length=200, description="Word that calls the LoRA; put in front of captions that lack it")
+    steps: int | None = Field(default=None, ge=1, le=1_000_000, description="Optimizer steps; empty takes the base's habit, or follows from epochs")
+    epochs: int | None = Field(default=None, ge=1, le=100_000, description="Passes over the pictures, instead of steps")
+    repeats: int = Field(default=1, ge=1, le=1000, description="How often each picture counts within one epoch")
+    batch_size: int | None = Field(default=None, ge=1, le=512, description="Pictures in one step")
+    gradient_accumulation: int = Field(default=1, ge=1, le=256, description="Batches summed up before one optimizer step")
+    resolution: int | None = Field(default=None, ge=64, le=4096, description="Side in pixels whose square is the area to train at")
+    rank: int | None = Field(default=None, ge=1, le=512, description="LoRA rank; the file grows linearly with it")
+    alpha: float | None = Field(default=None, gt=0, le=4096, description="LoRA alpha; the update is scaled by alpha / rank. Empty: equal to rank")
+    network: Literal["lora"] = Field(default="lora", description="Kind of adapter")
+    targets: Targets = Field(default="attention", description="Which layers get an adapter")
+    learning_rate: float | None = Field(default=None, gt=0, le=10, description="Step size of the optimizer")
+    optimizer: Literal["adamw"] = Field(default="adamw", description="Optimizer")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="How the learning rate moves after warm-up")
+    warmup_steps: int = Field(default=0, ge=0, le=100_000, description="Steps over which the learning rate rises from 0")
+    weight_decay: float = Field(default=0.01, ge=0, le=1, description="AdamW weight decay")
+    max_gradient_norm: float = Field(default=1.0, ge=0, le=1000, description="Gradients are clipped to this norm; 0 is off")
+    min_snr_gamma: float | None = Field(default=None, gt=0, le=100, description="Min-SNR loss weight (5 is usual); noise-predicting bases only; empty is off")
+    flow_shift: float | None = Field(
+        default=None, gt=0, le=100, description="Timestep shift of flow bases; empty follows the base's scheduler and the resolution"
+    )
+    caption_dropout: float = Field(default=0.0, ge=0, le=1, description="Share of steps that see an empty caption")
+    flip: bool = Field(default=False, description="Also train on mirrored pictures; not for faces with a side parting, text or logos")
+    gradient_checkpointing: bool | None = Field(default=None, description="Recompute activations to save memory; empty turns it on for full-size bases")
+    start_from: str | None = Field(default=None, description="Start from an existing LoRA: library name, run or file")
+    seed: int = Field(default=-1, ge=-1, le=2**63 - 1, description="-1 draws one and records it")
+    save_every: int = Field(default=0, ge=0, description="Steps between checkpoints; 0 keeps only the last")
+    sample_every: int = Field(default=0, ge=0, description="Steps between preview pictures; 0 makes none")
+    sample_prompts: Annotated[tuple[str, ...], BeforeValidator(_lines)] = Field(
+        default=(), max_length=16, description="Prompts of the preview pictures, one a line; empty takes captions of the set"
+    )
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:
@@ -105,16 +109,18 @@ class TrainConfig(BaseChoice):
 
 
 class GenerateConfig(BaseChoice):
-    prompt: str = Field("", max_length=20_000, description="What to draw")
-    negative_prompt: str = Field("", max_length=20_000, description="What to avoid; bases with guided distillation ignore it")
-    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(_parse_loras)] = Field((), max_length=64, description="The stack: adapters and their weights")
-    seed: int = Field(-1, ge=-1, le=2**63 - 1, description="-1 draws one and records it")
-    steps: int | None = Field(None, ge=1, le=500, description="Denoising steps")
-    guidance: float | None = Field(None, ge=0, le=100, description="How strongly the prompt is followed")
-    width: int | None = Field(None, ge=64, le=8192, description="Pixels")
-    height: int | None = Field(None, ge=64, le=8192, description="Pixels")
-    count: int = Field(1, ge=1, le=1000, description="Pictures, each with the next seed")
-    sampler: str | None = Field(None, description="Sampler; empty takes the base's own")
+    prompt: str = Field(default="", max_length=20_000, description="What to draw")
+    negative_prompt: str = Field(default="", max_length=20_000, description="What to avoid; bases with guided distillation ignore it")
+    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(_parse_loras)] = Field(
+        default=(), max_length=64, description="The stack: adapters and their weights"
+    )
+    seed: int = Field(default=-1, ge=-1, le=2**63 - 1, description="-1 draws one and records it")
+    steps: int | None = Field(default=None, ge=1, le=500, description="Denoising steps")
+    guidance: float | None = Field(default=None, ge=0, le=100, description="How strongly the prompt is followed")
+    width: int | None = Field(default=None, ge=64, le=8192, description="Pixels")
+    height: int | None = Field(default=None, ge=64, le=8192, description="Pixels")
+    count: int = Field(default=1, ge=1, le=1000, description="Pictures, each with the next seed")
+    sampler: str | None = Field(default=None, description="Sampler; empty takes the base's own")
 
 
 def parse_size(text: str) -> tuple[int, int]:

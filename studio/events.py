@@ -51,7 +51,7 @@ class Step(_Event):
     loss: float | None = None
     learning_rate: float | None = None
     gradient_norm: float | None = None
-    seconds: float = Field(0.0, description="wall seconds of this step")
+    seconds: float = Field(default=0.0, description="wall seconds of this step")
 
 
 class Sample(_Event):
@@ -109,7 +109,7 @@ class Finished(_Event):
 class CancelledEvent(_Event):
     kind: Literal["cancelled"] = "cancelled"
     step: int = 0
-    kept: str = Field("", description="one sentence: what is still there")
+    kept: str = Field(default="", description="one sentence: what is still there")
 
 
 class Failed(_Event):
@@ -119,23 +119,10 @@ class Failed(_Event):
     message: str
     remedy: str = ""
     kept: str = ""
-    error: str = Field("StudioError", description="class name from studio.errors, for the exit code")
+    error: str = Field(default="StudioError", description="class name from studio.errors, for the exit code")
 
 
-Event = (
-    Loading
-    | Warned
-    | Started
-    | Step
-    | Sample
-    | Image
-    | Validation
-    | Checkpoint
-    | Exported
-    | Finished
-    | CancelledEvent
-    | Failed
-)
+Event = Loading | Warned | Started | Step | Sample | Image | Validation | Checkpoint | Exported | Finished | CancelledEvent | Failed
 TERMINAL = ("finished", "failed", "cancelled")
 
 _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
