@@ -73,6 +73,14 @@ class Components:
 class Family(Protocol):
     facts: Facts
 
+    def recognise_folder(self, folder: Path, index: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What its model_index.json and configs say about a diffusers folder of this family, as habits; None if it is of another kind."""
+        ...
+
+    def recognise_file(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+        """The same for one file, from the shapes of its tensors."""
+        ...
+
     def load(self, base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> Components:
         """Load the named parts, frozen and in eval mode. Raises BaseError in one line if a file is missing or of another kind."""
         ...
