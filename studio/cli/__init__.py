@@ -1,0 +1,5 @@
+"""The command line: `lora-studio VERB ...`."""
+
+
+def main() -> int:
+    return 2
