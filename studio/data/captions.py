@@ -1,0 +1,52 @@
+"""Captions in text files beside pictures: `cat.png.txt`, else `cat.txt`, else `cat.caption`.
+
+Pictures that share a stem share that caption. Lines of a caption are joined by one space.
+"""
+
+import codecs
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+
+from studio.data.decoding import PictureError
+
+CAPTION_SUFFIXES = (".txt", ".caption")
+MAX_CAPTION_BYTES = 64 * 2**10
+
+
+def decode_caption(content: bytes) -> str:
+    """Caption text: UTF-8, UTF-16 if it says so by its mark, else Latin-1 (cp1252); control characters removed, one line.
+
+    Raises PictureError if it is too long.
+    """
+    if len(content) > MAX_CAPTION_BYTES:
+        raise PictureError("caption_too_long", f"caption of {len(content):,} bytes is over the limit of {MAX_CAPTION_BYTES:,}")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16", errors="replace")
+    else:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = content.decode("cp1252", errors="replace")
+    visible = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
+    return " ".join(visible.split())
+
+
+def caption_files(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Folded name without caption suffix -> caption file; `.txt` wins over `.caption`."""
+    found: dict[str, Path] = {}
+    for suffix in reversed(CAPTION_SUFFIXES):
+        for name, path in sorted(files.items()):
+            if name.lower().endswith(suffix):
+                found[fold(name[: -len(suffix)])] = path
+    return found
+
+
+def caption_of(name: str, captions: Mapping[str, Path]) -> Path | None:
+    """The caption file that belongs to a picture's name, by the rule at the top of this file."""
+    return captions.get(fold(name)) or captions.get(fold(Path(name).stem))
+
+
+def fold(name: str) -> str:
+    """One form for names that people and file systems hold to be the same."""
+    return unicodedata.normalize("NFC", name).casefold()
