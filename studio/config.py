@@ -6,7 +6,7 @@ A setting left at None takes its value from the base (`studio.json` in its folde
 
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,6 +19,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}$")]
 
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_strip_whitespace=True)
+    ALTERNATIVES: ClassVar[Mapping[str, str]] = {}  # setting -> the one that replaces it, so that no default is filled in
 
 
 S = TypeVar("S", bound=Settings)
@@ -66,6 +67,8 @@ class BaseChoice(Settings):
 
 
 class TrainConfig(BaseChoice):
+    ALTERNATIVES: ClassVar[Mapping[str, str]] = {"steps": "epochs"}
+
     images: str = Field(min_length=1, description="Image set: a name in the studio, or a folder of pictures")
     name: Name = Field(default="my-lora", description="Name of the run and of the exported file; letters, digits, . _ -")
     output: str | None = Field(default=None, description="Also write the finished file here")
@@ -158,7 +161,7 @@ def resolve(config: S, *defaults: Mapping[str, Any]) -> S:
     """Fill every setting that is None from the first mapping that has it (base habits before family defaults)."""
     found: dict[str, Any] = {}
     for field in type(config).model_fields:
-        if getattr(config, field) is None:
+        if getattr(config, field) is None and getattr(config, config.ALTERNATIVES.get(field, field)) is None:
             value = next((mapping[field] for mapping in defaults if mapping.get(field) is not None), None)
             if value is not None:
                 found[field] = value
