@@ -1,0 +1,224 @@
+"""Save and resume: everything a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder `step-000200` with the adapter in fp32, the optimizer's memory, the state, and a manifest of their
+hashes written last. It takes its name only when all of it is on the disk and read back. No pickles.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio.errors import RunError
+from studio.lora.adapter import Adapter, LowRank
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+ADAPTER, OPTIMIZER, STATE, MANIFEST = "adapter.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands. Random draws need no state: they are keyed by seed, batch and item."""
+
+    step: int
+    family: str
+    images: str  # hash of pictures and captions
+    settings: Mapping[str, Any]
+    skipped: int = 0  # steps whose loss was not finite
+    loss_scale: float = 1.0
+    scaled_steps: int = 0  # since the loss scale last changed
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint on disk; sha256 and bytes are those of its adapter file."""
+
+    path: Path
+    step: int
+    sha256: str
+    bytes: int
+    files: Mapping[str, Mapping[str, Any]] = field(repr=False, default_factory=dict)
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / ADAPTER
+
+
+def save(folder: Path, state: State, adapter: Adapter, optimizer: "Mapping[str, Tensor]") -> Stored:
+    """Write the checkpoint of a step under `folder`, replacing one of the same step.
+
+    Raises RunError if a weight is not finite or the disk refuses; what was there before stays.
+    """
+    from safetensors.torch import save as to_bytes
+
+    _refuse_broken(adapter, state.step)
+    final = folder / f"step-{state.step:06d}"
+    part = folder / f"{final.name}.part-{uuid.uuid4().hex}"
+    try:
+        part.mkdir(parents=True)
+        contents = {
+            ADAPTER: to_bytes(_flatten(adapter), {"format": "lora-studio checkpoint", "family": adapter.family}),
+            OPTIMIZER: to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in optimizer.items()}),
+            STATE: json.dumps(asdict(state), indent=1).encode(),
+        }
+        files = {name: _write(part / name, content) for name, content in contents.items()}
+        manifest = {"schema": SCHEMA, "step": state.step, "config": digest(state.settings), "images": state.images, "files": files}
+        _write(part / MANIFEST, json.dumps(manifest, indent=1).encode())
+        _sync(part)
+        _publish(part, final)
+    except OSError as error:
+        raise RunError(f"{final}: the checkpoint cannot be written ({error.strerror or error}); earlier ones are untouched: free space and resume") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return check(final)
+
+
+def list(folder: Path) -> tuple[Stored, ...]:
+    """Complete checkpoints, oldest first, by manifest and sizes; `verify` reads one in full before it is used."""
+    found = []
+    for path in folder.glob("step-*"):
+        if _NAME.fullmatch(path.name):
+            try:
+                found.append(check(path))
+            except RunError:
+                continue  # a broken one is no checkpoint; the next save of its step replaces it
+    return tuple(sorted(found, key=lambda stored: stored.step))
+
+
+def latest(folder: Path) -> Stored | None:
+    """The last checkpoint whose files are what the manifest says."""
+    for stored in reversed(list(folder)):
+        try:
+            return verify(stored.path)
+        except RunError:
+            continue  # fall back to the one before
+    return None
+
+
+def check(path: Path) -> Stored:
+    """The checkpoint if its manifest is readable and its files are there in full size. Raises RunError."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        if manifest["schema"] != SCHEMA:
+            raise RunError(f"{path}: was written by a newer version (schema {manifest['schema']}); update the studio")
+        files = manifest["files"]
+        for name, entry in files.items():
+            if (path / name).stat().st_size != entry["bytes"]:
+                raise RunError(f"{path}: {name} has not the size it was written with; use an earlier checkpoint")
+        return Stored(path, manifest["step"], files[ADAPTER]["sha256"], files[ADAPTER]["bytes"], files)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: is no complete checkpoint ({error}); use an earlier one") from error
+
+
+def verify(path: Path) -> Stored:
+    """The checkpoint if every file hashes to what the manifest says. Raises RunError naming the file."""
+    stored = check(path)
+    for name, entry in stored.files.items():
+        if _file_sha256(path / name) != entry["sha256"]:
+            raise RunError(f"{path}: {name} has changed since it was written; use an earlier checkpoint")
+    return stored
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def adapter(path: Path) -> Adapter:
+    """The adapter of a checkpoint, verified, bit-equal to the trained one."""
+    from safetensors.torch import load_file
+
+    verify(path)
+    tensors = load_file(path / ADAPTER)
+    paths = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+    layers = {p: LowRank(tensors[f"{p}.down"], tensors[f"{p}.up"], float(tensors[f"{p}.alpha"])) for p in paths}
+    return Adapter(state(path).family, layers)
+
+
+def optimizer(path: Path) -> "dict[str, Tensor]":
+    from safetensors.torch import load_file
+
+    return load_file(path / OPTIMIZER)
+
+
+def state(path: Path) -> State:
+    try:
+        return State(**json.loads((path / STATE).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{path}: its state cannot be read ({error}); use an earlier checkpoint") from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted save left behind."""
+    for path in folder.glob("step-*.part-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _flatten(adapter: Adapter) -> "dict[str, Tensor]":
+    import torch
+
+    tensors = {}
+    for path, layer in adapter.layers.items():
+        if not isinstance(layer, LowRank):
+            raise TypeError(f"{path}: only low-rank layers are trained")
+        tensors |= {f"{path}.down": layer.down, f"{path}.up": layer.up, f"{path}.alpha": torch.tensor(layer.alpha, dtype=torch.float64)}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _refuse_broken(adapter: Adapter, step: int) -> None:
+    for path, layer in adapter.layers.items():
+        if isinstance(layer, LowRank) and not bool(layer.down.isfinite().all() and layer.up.isfinite().all()):
+            raise RunError(f"step {step}: the weights of {path} are not finite; lower the learning rate and resume from an earlier checkpoint")
+
+
+def _write(path: Path, content: bytes) -> dict[str, Any]:
+    """Write, flush to the disk, read back: the manifest's entry. Raises OSError."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    expected = hashlib.sha256(content).hexdigest()
+    if _file_sha256(path) != expected:
+        raise OSError(f"{path.name} reads back differently from what was written")
+    return {"sha256": expected, "bytes": len(content)}
+
+
+def _publish(part: Path, final: Path) -> None:
+    """Give the finished folder its name; an older one of that name leaves first."""
+    if final.exists():
+        old = final.with_name(f"{final.name}.part-{uuid.uuid4().hex}")
+        final.rename(old)
+        part.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        part.rename(final)
+    _sync(final.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Flush a folder's entries; Windows cannot and need not."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

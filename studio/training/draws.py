@@ -1,0 +1,30 @@
+"""Random draws that depend on (seed, batch, item) alone, so that a resumed run equals one that never stopped.
+
+They are made on the CPU: the same seed gives the same noise on every device.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    level: float  # uniform in [0, 1), becomes the noise level
+    mirrored: bool
+    captionless: bool
+    _generator: torch.Generator
+
+    def noise(self, shape: tuple[int, ...]) -> Tensor:
+        """Normal noise; call once."""
+        return torch.randn(shape, generator=self._generator)
+
+
+def draw(seed: int, batch: int, item: int, *, flip: bool, caption_dropout: float) -> Draw:
+    """All chance of one item in one batch, counted from the start of training."""
+    digest = hashlib.blake2b(f"draw {seed} {batch} {item}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    level, mirror, caption = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    return Draw(level, flip and mirror < 0.5, caption < caption_dropout, generator)

@@ -1,0 +1,263 @@
+"""One training loop for every family."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from studio import families
+from studio.config import TrainConfig
+from studio.data import buckets
+from studio.data.cache import Cache, release
+from studio.data.images import ImageSet
+from studio.errors import Cancelled, RunError
+from studio.events import Checkpoint, Event, Finished, Loading, Started, Step, Warned
+from studio.families.base import Base, Components, Family
+from studio.lora import attach
+from studio.training import checkpoint, objective, optim
+from studio.training.plan import Plan, dtype_of, plan, resumable
+from studio.training.previews import Preview, Previewer
+from studio.training.step import Micro, Outcome, Stepper
+
+__all__ = ["Preview", "Requests", "train"]
+
+MAX_SKIPPED = 10  # steps in a row whose loss is not finite
+FULL_SIZE = 10**9  # parameters of a denoiser from which activations are recomputed unless the settings say otherwise
+
+
+class Requests(Protocol):
+    def pending(self) -> set[str]:
+        """What somebody asks for now: of {"cancel", "sample", "finish"}. Each "sample" is told once."""
+        ...
+
+
+def train(
+    config: TrainConfig, base: Base, images: ImageSet, folder: Path, cache: Path, *, requests: Requests, preview: Preview | None, device: str
+) -> Iterator[Event]:
+    """Train a LoRA on the images; checkpoints go to `folder`/checkpoints, the last one is the result.
+
+    config.start_from is a LoRA file, whose weights a new run starts from, or a checkpoint folder, whose run goes on exactly
+    where it stood. Raises InputError before anything is loaded if settings or pictures do not fit, Cancelled on request,
+    RunError if training cannot go on; checkpoints on disk are kept in every case.
+    """
+    began = time.monotonic()
+    family = families.get(base.family)
+    resumed = resumable(config)
+    state = checkpoint.state(checkpoint.verify(resumed).path) if resumed else None
+    made = plan(config, base, family.facts, images, state)
+    wishes = Wishes(requests)
+    for message in made.warnings:
+        yield Warned(message=message)
+
+    where = _device(device)
+    store = Cache(cache, base, family, dtype_of(made.config.precision, where), where)
+    for event in store.fill(made.everything()):
+        yield event
+        wishes.heed()
+
+    yield Loading(phase=f"Loading {base.title or base.name}")
+    run = Run(made, family, store, folder)
+    try:
+        run.begin(resumed)
+        previewer = Previewer(preview, family, run.components, folder)
+        yield Started(step=run.step, total=made.steps, settings=run.settings(), facts=run.facts())
+        while run.step < made.steps:
+            outcome, rate, seconds = run.advance()
+            yield Step(step=run.step, total=made.steps, loss=outcome.loss, learning_rate=rate, gradient_norm=outcome.gradient_norm, seconds=round(seconds, 4))
+            if not outcome.applied:
+                yield Warned(message=f"step {run.step}: the loss is not finite; step skipped ({run.skipped} so far)")
+            wishes.heed()
+            if _due(made.config.save_every, run.step) and run.step < made.steps:
+                yield run.save()
+            if _due(made.config.sample_every, run.step) or wishes.sample():
+                yield from previewer.show(run.step)
+            if wishes.finish:
+                break
+        yield run.save()
+        yield Finished(step=run.step, seconds=round(time.monotonic() - began, 3), result=run.result(early=run.step < made.steps))
+    finally:
+        run.close()
+
+
+@dataclass
+class Wishes:
+    """Requests as they stand at a step boundary."""
+
+    requests: Requests
+    finish: bool = False
+    _sample: bool = False
+
+    def heed(self) -> None:
+        """Read the requests. Raises Cancelled."""
+        pending = self.requests.pending()
+        if "cancel" in pending:
+            raise Cancelled("training was cancelled; its checkpoints are kept")
+        self.finish |= "finish" in pending
+        self._sample |= "sample" in pending
+
+    def sample(self) -> bool:
+        """Whether a sample was asked for since the last time."""
+        asked, self._sample = self._sample, False
+        return asked
+
+
+@dataclass
+class Run:
+    """A run in memory: what `train` moves forward."""
+
+    plan: Plan
+    family: Family
+    store: Cache
+    folder: Path
+    step: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
+    modules: int = 0
+    saved: checkpoint.Stored | None = None
+    components: Components = field(init=False)
+    stepper: Stepper = field(init=False)
+    checked: bool = False
+
+    def begin(self, resumed: Path | None) -> None:
+        """Load the denoiser, attach the adapter, and put both where they stood or where `start_from` says."""
+        config, store = self.plan.config, self.store
+        checkpoint.sweep(self.folder / "checkpoints")
+        self.components = c = self.family.load(store.base, ["denoiser"], store.dtype, store.device)
+        with torch.random.fork_rng([store.device] if store.device.type == "cuda" else []):
+            torch.manual_seed(config.seed)
+            self.modules = len(attach.attach(c, targets=config.targets, rank=config.rank or 0, alpha=config.alpha or 0))
+        if resumed:
+            attach.load(c, checkpoint.adapter(resumed))
+        elif config.start_from:
+            attach.load(c, _read_lora(Path(config.start_from), c))
+        if config.gradient_checkpointing or (config.gradient_checkpointing is None and _n_parameters(c.denoiser) >= FULL_SIZE):
+            c.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        c.denoiser.train()
+        goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config.min_snr_gamma, config.flow_shift)  # type: ignore[arg-type]
+        self.stepper = Stepper(c, self.family, goal, config)
+        if resumed:
+            self._restore(resumed)
+
+    def _restore(self, resumed: Path) -> None:
+        state = checkpoint.state(resumed)
+        optim.load_state_tensors(self.stepper.optimizer, self.stepper.weights.names, checkpoint.optimizer(resumed))
+        self.step, self.skipped = state.step, state.skipped
+        self.stepper.loss_scale, self.stepper.scaled_steps = state.loss_scale, state.scaled_steps
+
+    def advance(self) -> tuple[Outcome, float, float]:
+        """One optimizer step: its outcome, learning rate and seconds. Raises RunError after too many that are not finite."""
+        began = time.monotonic()
+        config, accumulation = self.plan.config, self.plan.config.gradient_accumulation
+        numbers = range(self.step * accumulation, (self.step + 1) * accumulation)
+        pictures = sum(len(self.plan.order.batch(number)) for number in numbers)
+        loss = self.stepper.accumulate((self._micro(number) for number in numbers), pictures)
+        if not self.checked:
+            self.stepper.check_gradients()
+            self.checked = True
+        rate = optim.learning_rate(self.step + 1, self.plan.steps, config)
+        outcome = self.stepper.update(loss, rate)
+        self.step += 1
+        self.in_a_row = 0 if outcome.applied else self.in_a_row + 1
+        self.skipped += not outcome.applied
+        if self.in_a_row == MAX_SKIPPED:
+            kept = f"the checkpoint of step {self.saved.step} is kept" if self.saved else "no checkpoint was made yet"
+            way_out = "lower the learning rate or use precision bf16"
+            raise RunError(f"the loss was not finite {MAX_SKIPPED} steps in a row, up to step {self.step}; {kept}: {way_out}")
+        return outcome, rate, time.monotonic() - began
+
+    def _micro(self, number: int) -> Micro:
+        chosen = self.plan.batch(number)
+        batch = self.store.batch([want for want, _ in chosen])
+        noise = torch.stack([draw.noise(tuple(batch.latents.shape[1:])) for _, draw in chosen])
+        level = torch.tensor([draw.level for _, draw in chosen], dtype=torch.float32)
+        device = self.store.device
+        return Micro(batch, noise.to(device, non_blocking=True), level.to(device, non_blocking=True))
+
+    def save(self) -> Checkpoint:
+        """Write a checkpoint of this step, all or nothing."""
+        stepper = self.stepper
+        with stepper.weights.exposed():
+            adapter = attach.collect(self.components)
+        state = checkpoint.State(
+            step=self.step,
+            family=self.family.facts.name,
+            images=self.plan.images_hash,
+            settings=self.settings(),
+            skipped=self.skipped,
+            loss_scale=stepper.loss_scale,
+            scaled_steps=stepper.scaled_steps,
+        )
+        memory = optim.state_tensors(stepper.optimizer, stepper.weights.names)
+        self.saved = stored = checkpoint.save(self.folder / "checkpoints", state, adapter, memory)
+        path = stored.path.relative_to(self.folder).as_posix()
+        return Checkpoint(step=self.step, path=path, adapter=f"{path}/{checkpoint.ADAPTER}", sha256=stored.sha256, bytes=stored.bytes)
+
+    def settings(self) -> dict[str, Any]:
+        return self.plan.config.model_dump(mode="json") | {"steps": self.plan.steps, "epochs": None}
+
+    def facts(self) -> dict[str, Any]:
+        """What to know about the run beyond its settings."""
+        config, plan, c = self.plan.config, self.plan, self.components
+        crops = {picture.name: crop for picture, crop in zip(plan.pictures, plan.crops, strict=True)}
+        shape = tuple(self._micro(0).batch.latents.shape[1:])
+        return {
+            "images": len(plan.pictures),
+            "small_images": sum(crop.small for crop in plan.crops),
+            "buckets": buckets.count(crops),
+            "epochs": round(plan.steps * config.gradient_accumulation / plan.order.batches_per_epoch, 2),
+            "modules": self.modules,
+            "parameters": sum(p.numel() for p in self.stepper.weights.exact),
+            "scale": (config.alpha or 0) / (config.rank or 1),
+            "device": str(c.device),
+            "precision": str(c.dtype).removeprefix("torch."),
+            "resumed": self.step > 0,
+            **self.stepper.objective.facts(shape),
+        }
+
+    def result(self, early: bool) -> dict[str, Any]:
+        assert self.saved is not None
+        found: dict[str, Any] = {"checkpoint": self.saved.path.relative_to(self.folder).as_posix(), "skipped": self.skipped, "finished_early": early}
+        if self.components.device.type == "cuda":
+            found["peak_vram_bytes"] = torch.cuda.max_memory_allocated(self.components.device)
+        return found
+
+    def close(self) -> None:
+        """Let go of the models, so that the next job finds the memory free."""
+        if hasattr(self, "components"):
+            self.components.parts.clear()
+        if hasattr(self, "stepper"):
+            del self.stepper
+        release(self.store.device)
+
+
+def _read_lora(path: Path, c: Components) -> Any:
+    if path.name == checkpoint.ADAPTER and checkpoint.is_checkpoint(path.parent):
+        return checkpoint.adapter(path.parent)
+    from studio.lora import formats
+
+    return formats.read(path, c)
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _n_parameters(module: torch.nn.Module) -> int:
+    return sum(math.prod(p.shape) for p in module.parameters())
+
+
+def _device(name: str) -> torch.device:
+    """The device, ready for training. Raises RunError if this machine has none of the kind."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise RunError("no CUDA GPU can be used here; set STUDIO_DEVICE=cpu, or check the driver with nvidia-smi")
+        # Its backward pass ended in an illegal memory access on Flux at 512 px.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise RunError("no Apple GPU can be used here; set STUDIO_DEVICE=cpu")
+    return device

@@ -1,0 +1,136 @@
+"""What a run will do, settled before anything is loaded: settings, crops, captions, order, number of steps."""
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio import config as settings
+from studio.config import TrainConfig
+from studio.data import buckets
+from studio.data.buckets import Crop, Order
+from studio.data.cache import Want
+from studio.data.images import ImageSet, Picture
+from studio.errors import ImageError, SettingsError
+from studio.families.base import Base, Facts
+from studio.training import checkpoint, draws
+from studio.training.draws import Draw
+
+if TYPE_CHECKING:
+    import torch
+
+# Settings that a resumed run may change: they move its end, its output or its looks, not a step that was taken.
+FREE = frozenset(
+    {"steps", "epochs", "name", "output", "save_every", "sample_every", "sample_prompts", "images", "trigger", "start_from", "gradient_checkpointing"}
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: TrainConfig  # resolved: no None where a number is needed
+    pictures: tuple[Picture, ...]
+    crops: tuple[Crop, ...]
+    captions: tuple[str, ...]
+    order: Order
+    steps: int
+    images_hash: str
+    warnings: tuple[str, ...]
+
+    def everything(self) -> list[Want]:
+        """All encodings that the run can ask for."""
+        found = [
+            Want(picture, crop, mirrored, caption)
+            for picture, crop, caption in zip(self.pictures, self.crops, self.captions, strict=True)
+            for mirrored in ((False, True) if self.config.flip else (False,))
+        ]
+        if self.config.caption_dropout > 0:
+            found.append(Want(self.pictures[0], self.crops[0], False, ""))
+        return found
+
+    def batch(self, number: int) -> list[tuple[Want, Draw]]:
+        """The pictures of a batch, counted from the start of training, with their random draws."""
+        config = self.config
+        found = []
+        for item in self.order.batch(number):
+            draw = draws.draw(config.seed, number, item.number, flip=config.flip, caption_dropout=config.caption_dropout)
+            i = item.picture
+            found.append((Want(self.pictures[i], self.crops[i], draw.mirrored, "" if draw.captionless else self.captions[i]), draw))
+        return found
+
+
+def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resumed: checkpoint.State | None) -> Plan:
+    """Settle everything. Raises SettingsError or ImageError with the way out."""
+    if not images.pictures:
+        raise ImageError(f"image set {images.name}: there is no picture in it; add some")
+    seed = _seed(config, resumed)
+    config = settings.resolve(config, base.habits.get("train", {}), facts.defaults.get("train", {}))
+    config = settings.build(TrainConfig, config.model_dump() | {"seed": seed, "alpha": config.alpha or config.rank})
+    missing = [name for name in ("batch_size", "resolution", "rank", "learning_rate") if getattr(config, name) is None]
+    if missing or (config.steps is None and config.epochs is None):
+        raise SettingsError(f"setting {(missing or ['steps'])[0]} has no default for {base.name}; give it")
+    assert config.resolution and config.batch_size
+    named = {picture.name: (picture.width, picture.height) for picture in images.pictures}
+    crops = tuple(buckets.plan(named, config.resolution**2, facts.size_multiple).values())
+    captions = tuple(with_trigger(picture.caption, config.trigger or images.trigger) for picture in images.pictures)
+    order = buckets.order(crops, config.batch_size, config.repeats, config.seed)
+    steps = config.steps or order.steps(config.epochs or 1, config.gradient_accumulation)
+    pictures_hash = checkpoint.digest([[p.name, p.sha256, caption] for p, caption in zip(images.pictures, captions, strict=True)])
+    made = Plan(config, tuple(images.pictures), crops, captions, order, steps, pictures_hash, _warnings(images, crops, order, config))
+    if resumed is not None:
+        _check_same_run(made, resumed)
+    return made
+
+
+def with_trigger(caption: str, trigger: str) -> str:
+    """The caption with the trigger in front, unless it says it already."""
+    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
+
+
+def dtype_of(precision: str, device: "torch.device") -> "torch.dtype":
+    """The number format of the frozen base; auto is bf16 on a CUDA GPU that has it, else fp32."""
+    import torch
+
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def resumable(config: TrainConfig) -> Path | None:
+    """The checkpoint folder that `start_from` names, or None if it names a LoRA file or nothing."""
+    path = Path(config.start_from) if config.start_from else None
+    return path if path is not None and checkpoint.is_checkpoint(path) else None
+
+
+def _seed(config: TrainConfig, resumed: checkpoint.State | None) -> int:
+    if config.seed >= 0:
+        return config.seed
+    return int(resumed.settings["seed"]) if resumed else secrets.randbelow(2**32)
+
+
+def _warnings(images: ImageSet, crops: tuple[Crop, ...], order: Order, config: TrainConfig) -> tuple[str, ...]:
+    found = []
+    small = [picture.name for picture, crop in zip(images.pictures, crops, strict=True) if crop.small]
+    if small:
+        side = config.resolution
+        listed = ", ".join(small[:3]) + (", ..." if len(small) > 3 else "")
+        found.append(f"{len(small)} of {len(crops)} pictures have fewer pixels than {side}x{side} and are trained at their own size: {listed}")
+    if order.batch_size > order.items:
+        found.append(f"batch_size {order.batch_size} is more than the {order.items} pictures of an epoch: every batch holds all of them")
+    if not any(picture.caption for picture in images.pictures):
+        found.append("no picture has a caption: what they share and what they show cannot be told apart")
+    return tuple(found)
+
+
+def _check_same_run(made: Plan, resumed: checkpoint.State) -> None:
+    now: Mapping[str, Any] = made.config.model_dump(mode="json")
+    changed = [f"{name} {resumed.settings.get(name)!r} -> {now[name]!r}" for name in now if name not in FREE and resumed.settings.get(name) != now[name]]
+    if made.images_hash != resumed.images:
+        changed.append("the pictures or captions")
+    if changed:
+        raise SettingsError(f"this run cannot be resumed with other settings: {'; '.join(changed)}; put them back, or start a new run from its LoRA file")
+    if made.steps < resumed.step:
+        raise SettingsError(f"steps {made.steps} is less than the {resumed.step} this run has done; ask for more")

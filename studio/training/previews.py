@@ -1,0 +1,72 @@
+"""Pictures during training: lend the live components to a sampler and take them back unchanged."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from studio.data.cache import release
+from studio.errors import Cancelled, StudioError
+from studio.events import Event, Sample, Warned
+from studio.families.base import Components, Family
+
+Preview = Callable[[Components, int, Path], Iterable[Sample]]
+
+
+class Previewer:
+    """Calls `preview` with all parts of the base. VAE and text encoders rest in main memory between calls."""
+
+    def __init__(self, preview: Preview | None, family: Family, components: Components, folder: Path):
+        self.preview, self.family, self.components, self.folder = preview, family, components, folder
+        self.resting: dict[str, Any] | None = None
+
+    def show(self, step: int) -> Iterator[Event]:
+        """The samples of a step. One that fails becomes a warning: a picture is no reason to lose a run."""
+        if self.preview is None:
+            return
+        with self._lent():
+            samples = iter(self.preview(self.components, step, self.folder))
+            while True:
+                try:
+                    sample = next(samples, None)
+                except Cancelled:
+                    raise
+                except StudioError as error:
+                    yield Warned(message=f"no preview at step {step}: {error}")
+                    return
+                if sample is None:
+                    return
+                yield sample
+
+    @contextmanager
+    def _lent(self) -> Iterator[None]:
+        """All parts in place, evaluation mode, random state of the caller put back afterwards."""
+        c = self.components
+        if self.resting is None:
+            loaded = self.family.load(c.base, ["vae", "text"], c.dtype, torch.device("cpu"))
+            self.resting = {name: part for name, part in loaded.parts.items() if name not in c.parts}
+        before = dict(c.parts)
+        devices = [c.device] if c.device.type == "cuda" else []
+        training = c.denoiser.training
+        try:
+            _move(self.resting, c.device)
+            c.parts.update(self.resting)
+            c.denoiser.eval()
+            with torch.random.fork_rng(devices):
+                yield
+        finally:
+            c.denoiser.train(training)
+            c.parts.clear()
+            c.parts.update(before)
+            if c.device.type != "cpu":
+                _move(self.resting, torch.device("cpu"))
+                release(c.device)
+
+
+def _move(parts: dict[str, Any], device: torch.device) -> None:
+    for part in parts.values():
+        if isinstance(part, nn.Module):
+            part.to(device)

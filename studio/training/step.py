@@ -1,0 +1,161 @@
+"""How one optimizer step runs: micro-batches summed up, clipped, applied.
+
+The frozen base runs in its own number format. The LoRA's fp32 weights are the ones that are trained and saved; on a half-precision
+base the layers hold a rounded copy of them, so that no product runs in fp32 and nothing is cast inside the network.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from studio.config import TrainConfig
+from studio.data.cache import Batch
+from studio.errors import RunError
+from studio.families.base import Components, Family
+from studio.training import optim
+from studio.training.objective import Objective
+
+GROWTH_STEPS = 1000  # good steps before an fp16 loss scale is doubled
+FIRST_SCALE = 2.0**14
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One micro-batch with its draws. noise: like the latents; level: (B,)."""
+
+    batch: Batch
+    noise: Tensor
+    level: Tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    loss: float
+    gradient_norm: float
+    applied: bool  # False if loss or gradient was not finite and the weights were left alone
+
+
+class Weights:
+    """The trainable parameters: exact fp32 ones, and the live ones in the layers (the same tensors on an fp32 base)."""
+
+    def __init__(self, denoiser: nn.Module, dtype: torch.dtype):
+        trainable = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
+        self.names = list(trainable)
+        self.live = list(trainable.values())
+        self.exact = self.live
+        if dtype != torch.float32:
+            self.exact = [p.detach().clone().requires_grad_() for p in self.live]
+            for p in self.live:
+                p.data = p.data.to(dtype)
+
+    @property
+    def mixed(self) -> bool:
+        return self.exact is not self.live
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Add the layers' gradients to the exact weights' and clear them."""
+        if not self.mixed:
+            return
+        for exact, live in zip(self.exact, self.live, strict=True):
+            if live.grad is not None:
+                exact.grad = live.grad.float() if exact.grad is None else exact.grad.add_(live.grad)
+                live.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Bring the layers up to date with the exact weights."""
+        if self.mixed:
+            torch._foreach_copy_(self.live, self.exact)
+
+    @contextmanager
+    def exposed(self) -> Iterator[None]:
+        """Within, the layers hold the exact weights: for reading them off, not for running."""
+        rounded = [p.data for p in self.live]
+        for exact, live in zip(self.exact, self.live, strict=True):
+            live.data = exact.data
+        try:
+            yield
+        finally:
+            for data, live in zip(rounded, self.live, strict=True):
+                live.data = data
+
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.exact if p.grad is not None]
+
+    def clear(self) -> None:
+        for p in (*self.exact, *self.live):
+            p.grad = None
+
+
+class Stepper:
+    """Runs optimizer steps on attached components. `loss_scale` moves in fp16 only."""
+
+    def __init__(self, components: Components, family: Family, objective: Objective, config: TrainConfig):
+        self.components, self.family, self.objective = components, family, objective
+        self.max_norm = config.max_gradient_norm
+        self.weights = Weights(components.denoiser, components.dtype)
+        self.optimizer = optim.optimizer(self.weights.exact, config)
+        self.scaled = components.dtype == torch.float16
+        self.loss_scale = FIRST_SCALE if self.scaled else 1.0
+        self.scaled_steps = 0
+
+    def accumulate(self, micros: Iterable[Micro], pictures: int) -> Tensor:
+        """Forward and backward of all micro-batches; the mean loss over their `pictures`, on the device."""
+        total: Tensor | None = None
+        for micro in micros:
+            loss = self._losses(micro).sum() / pictures
+            (loss * self.loss_scale).backward()
+            self.weights.gather()
+            total = loss.detach() if total is None else total + loss.detach()
+        if total is None:
+            raise ValueError("a step needs at least one batch")
+        return total
+
+    def _losses(self, micro: Micro) -> Tensor:
+        """(B,) weighted squared errors, in fp32."""
+        batch = micro.batch
+        noised = self.objective.noised(batch.latents, micro.noise, micro.level)
+        predicted = self.family.predict(self.components, noised.noisy, noised.timesteps, batch.conditioning, batch.sizes)
+        return (predicted.float() - noised.target).square().flatten(1).mean(1) * noised.weight
+
+    def update(self, loss: Tensor, learning_rate: float) -> Outcome:
+        """Clip and apply what was accumulated, unless it is not finite. Waits for the device once."""
+        gradients = self.weights.gradients()
+        if self.loss_scale != 1.0:
+            torch._foreach_div_(gradients, self.loss_scale)
+        norm = nn.utils.get_total_norm(gradients)
+        if self.max_norm > 0:
+            nn.utils.clip_grads_with_norm_(self.weights.exact, self.max_norm, norm)
+        loss_value, norm_value = cast(list[float], torch.stack([loss, norm]).tolist())
+        applied = math.isfinite(loss_value) and math.isfinite(norm_value)
+        if applied:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+            self.weights.publish()
+        self.weights.clear()
+        self._rescale(applied)
+        return Outcome(loss_value, norm_value, applied)
+
+    def _rescale(self, applied: bool) -> None:
+        if not self.scaled:
+            return
+        self.scaled_steps = self.scaled_steps + 1 if applied else 0
+        if not applied:
+            self.loss_scale = max(1.0, self.loss_scale / 2)
+        elif self.scaled_steps == GROWTH_STEPS:
+            self.loss_scale, self.scaled_steps = min(self.loss_scale * 2, 2.0**20), 0
+
+    def check_gradients(self) -> None:
+        """Raise RunError unless the first backward pass reached the LoRA. The up factors are the ones that move first."""
+        ups = [p.grad for name, p in zip(self.weights.names, self.weights.exact, strict=True) if ".lora_B." in name]
+        if any(grad is None for grad in ups):
+            raise RunError(f"{sum(grad is None for grad in ups)} of {len(ups)} LoRA layers got no gradient; choose other targets for this base")
+        if not ups or not any(torch._foreach_norm(cast(list[Tensor], ups))):
+            raise RunError("the first step moved no LoRA layer: every gradient is zero; choose precision bf16 or fp32")
