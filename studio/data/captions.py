@@ -6,12 +6,15 @@ Pictures that share a stem share that caption. Lines of a caption are joined by 
 import codecs
 import unicodedata
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PurePath
+from typing import TypeVar
 
 from studio.data.decoding import PictureError
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 MAX_CAPTION_BYTES = 64 * 2**10
+
+T = TypeVar("T")
 
 
 def decode_caption(content: bytes) -> str:
@@ -32,9 +35,9 @@ def decode_caption(content: bytes) -> str:
     return " ".join(visible.split())
 
 
-def caption_files(files: Mapping[str, Path]) -> dict[str, Path]:
+def caption_files(files: Mapping[str, T]) -> dict[str, T]:
     """Folded name without caption suffix -> caption file; `.txt` wins over `.caption`."""
-    found: dict[str, Path] = {}
+    found: dict[str, T] = {}
     for suffix in reversed(CAPTION_SUFFIXES):
         for name, path in sorted(files.items()):
             if name.lower().endswith(suffix):
@@ -42,9 +45,9 @@ def caption_files(files: Mapping[str, Path]) -> dict[str, Path]:
     return found
 
 
-def caption_of(name: str, captions: Mapping[str, Path]) -> Path | None:
+def caption_of(name: str, captions: Mapping[str, T]) -> T | None:
     """The caption file that belongs to a picture's name, by the rule at the top of this file."""
-    return captions.get(fold(name)) or captions.get(fold(Path(name).stem))
+    return captions.get(fold(name)) or captions.get(fold(PurePath(name).stem))
 
 
 def fold(name: str) -> str:

@@ -34,9 +34,10 @@ class PictureError(ImageError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture upright in sRGB. `alpha` is its mask where it had one; `image` then lies on the background."""
+    """A picture upright in sRGB. `colour` is it bare, `alpha` its mask where it had one, `image` both on the background."""
 
     image: Image.Image
+    colour: Image.Image
     alpha: Image.Image | None
     format: str
     notes: tuple[str, ...]
@@ -69,11 +70,11 @@ def decode_noted(source: Path | bytes, background: tuple[int, int, int] = (255, 
     if min(rgb.size) < SMALL_SIDE:
         notes.append(f"small: {rgb.width}x{rgb.height}")
     if alpha is None:
-        return Decoded(rgb, None, kind, tuple(notes))
+        return Decoded(rgb, rgb, None, kind, tuple(notes))
     notes.append("transparency laid on the background")
     canvas = Image.new("RGB", rgb.size, background)
     canvas.paste(rgb, mask=alpha)
-    return Decoded(canvas, alpha, kind, tuple(notes))
+    return Decoded(canvas, rgb, alpha, kind, tuple(notes))
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -202,7 +203,8 @@ def _what_else(content: bytes) -> PictureError:
         return PictureError("web_page", "this is a web page, not a picture; download the picture itself")
     name = next((title for magic, title in _KNOWN.items() if start.startswith(magic)), None)
     if name:
-        return PictureError("unsupported_format", f"this is {name}, not a picture that can be read; export it as PNG or JPEG")
+        way_out = "unpack it, or make a zip of the pictures" if name.endswith("archive") else "export it as PNG or JPEG"
+        return PictureError("unsupported_format", f"this is {name}, not a picture that can be read; {way_out}")
     if start.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8")) or (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
         if len(content) < 32 or start[:2] == b"\xff\xd8" or start[:4] == b"RIFF":
             return _cut_off()

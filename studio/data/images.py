@@ -81,6 +81,15 @@ def is_picture_name(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
+def upright_size_of(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as seen. Raises PictureError."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise PictureError("unreadable", f"cannot be read ({error.strerror})") from error
+    return _measure(path, status.st_size, status.st_mtime_ns)[:2]
+
+
 def read_about(folder: Path) -> dict[str, str]:
     """What set.json says of a set: title, trigger, kind, licence, description. Empty without one."""
     path = folder / "set.json"
