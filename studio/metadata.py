@@ -3,9 +3,11 @@
 import hashlib
 import json
 import math
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +48,85 @@ def tensor_hash(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def file_hashes(path: Path) -> dict[str, str]:
+    """The hashes that Civitai and other clients know a file by: SHA256, AutoV1, AutoV2, AutoV3."""
+    whole, tensors, legacy = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    start = read_header(path).start
+    position = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            whole.update(chunk)
+            tensors.update(chunk[max(0, start - position) :])
+            legacy.update(chunk[max(0, 0x100000 - position) : max(0, 0x110000 - position)])
+            position += len(chunk)
+    sha256 = whole.hexdigest()
+    return {"SHA256": sha256, "AutoV1": legacy.hexdigest()[:8], "AutoV2": sha256[:10], "AutoV3": tensors.hexdigest()[:12]}
+
+
+def hash_entries(digest: str) -> dict[str, str]:
+    """The metadata that carries the hash of the tensor section."""
+    return {"sshs_model_hash": digest, "modelspec.hash_sha256": "0x" + digest}
+
+
+def compose_header(header: Header, metadata: Mapping[str, str]) -> bytes:
+    """The first bytes of a file with these tensors and that metadata; the same bytes for the same input."""
+    table: dict[str, Any] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}} if metadata else {}
+    for key in sorted(header.offsets, key=lambda name: header.offsets[name]):
+        table[key] = {"dtype": header.dtypes[key], "shape": list(header.shapes[key]), "data_offsets": list(header.offsets[key])}
+    raw = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    if len(raw) > HEADER_LIMIT:
+        raise FormatError(f"the metadata makes a header of {len(raw)} bytes, more than the {HEADER_LIMIT} that readers accept; leave out the pictures in it")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def parse_header(name: str, payload: bytes) -> Header:
+    """The header of a file that is in memory."""
+    return _parse(name, _raw(name, BytesIO(payload), len(payload)), len(payload))
+
+
+def rewrite_metadata(path: Path, metadata: Mapping[str, str], target: Path | None = None) -> None:
+    """Write the file anew with this metadata and the same tensor bytes, in its place or as `target`."""
+    header = read_header(path)
+
+    def chunks() -> Iterator[bytes]:
+        yield compose_header(header, metadata)
+        with path.open("rb") as file:
+            file.seek(header.start)
+            while chunk := file.read(1 << 20):
+                yield chunk
+
+    write_atomic(target or path, chunks())
+
+
+def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
+    """The whole file or nothing: written beside its place, flushed to disk, then renamed. Raises FormatError if it cannot be."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be written ({error.strerror or error}); choose another place or free some space") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there; the rename is durable enough
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _raw(name: str, file: BinaryIO, size: int) -> bytes:

@@ -167,7 +167,7 @@ def read_folder(folder: Path, vae: Path | None, parts: Sequence[Part], dtype: "t
     """The named parts of a diffusers folder, by their names in the pipeline."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
     found: dict[str, Any] = {"scheduler": shared.reading(folder, lambda: FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"))}
     if "denoiser" in parts:
@@ -179,7 +179,7 @@ def read_folder(folder: Path, vae: Path | None, parts: Sequence[Part], dtype: "t
         found["text_encoder"] = shared.read_model(CLIPTextModel, folder, "text_encoder", dtype)
         found["text_encoder_2"] = shared.read_model(T5EncoderModel, folder, "text_encoder_2", t5_dtype)
         found["tokenizer"] = shared.read_tokenizer(CLIPTokenizer, folder, "tokenizer")
-        found["tokenizer_2"] = shared.read_tokenizer(T5TokenizerFast, folder, "tokenizer_2")
+        found["tokenizer_2"] = shared.read_tokenizer(T5Tokenizer, folder, "tokenizer_2")
     return found
 
 

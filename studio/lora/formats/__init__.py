@@ -1,0 +1,151 @@
+"""LoRA files of every kind <-> Adapter. detect() needs names and shapes only; read() never drops a key in silence."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from studio import metadata as headers
+from studio.errors import FormatError
+from studio.lora.adapter import Adapter, Layer, LowRank
+from studio.lora.formats.detect import Detection, detect
+
+__all__ = ["Detection", "LoadReport", "detect", "difference", "read", "report", "verify", "write"]
+
+TOLERANCE = {"F32": 1e-6, "F16": 2e-3, "BF16": 1e-2}  # relative, of the Frobenius norm of a delta
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How an adapter fits a base: canonical module paths, and for the mismatched the two shapes in words."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]  # layers of the adapter that the base has no module for
+    mismatched: tuple[str, ...]
+    untouched: int  # modules of the base without a layer
+
+    def require(self, file: str, base: str) -> None:
+        """Raise FormatError naming the first layer that does not fit."""
+        wrong = [*self.missing, *self.mismatched]
+        if wrong:
+            total = len(wrong) + len(self.matched)
+            raise FormatError(f"{file}: {len(wrong)} of {total} layers do not fit {base}, first {wrong[0]}; is the LoRA for another base?")
+
+
+def read(path: Path) -> Adapter:
+    """The adapter in a file of any supported format, in fp32. Raises FormatError in one line."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from studio.lora.formats.reader import read_tensors
+
+    header = headers.read_header(path)
+    found = detect(header.shapes)
+    if found.format == "unknown":
+        raise FormatError(f"{path.name}: {found.reason}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path.name}: cannot be read ({error}); copy or download it again") from None
+    return read_tensors(path.name, tensors, header.metadata)
+
+
+def write(
+    adapter: Adapter,
+    path: Path,
+    *,
+    format: Literal["kohya", "peft"] = "kohya",
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the file whole or not at all, with the metadata given and the hashes of its tensors."""
+    import hashlib
+
+    import torch
+    from safetensors.torch import save
+
+    from studio.lora.formats import writer
+
+    if not adapter.layers:
+        raise FormatError(f"{path.name}: the LoRA has no layers; nothing was written")
+    number = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    tensors = {"kohya": writer.kohya_tensors, "peft": writer.peft_tensors}[format](adapter, number)
+    payload = save(tensors)
+    header = headers.parse_header(path.name, payload)
+    section = memoryview(payload)[header.start :]
+    digest = hashlib.sha256(section).hexdigest()
+    entries = {**({"format": "pt"} if format == "peft" else {}), **(metadata or {}), **headers.hash_entries(digest)}
+    headers.write_atomic(path, [headers.compose_header(header, entries), section])
+
+
+def verify(path: Path, adapter: Adapter) -> dict[str, Any]:
+    """Read the file back and compare every delta with the adapter's. Raises FormatError if one is off, missing or added."""
+    header = headers.read_header(path)
+    again = read(path)
+    dtype = next((name for name in ("BF16", "F16", "F32") if any(own == name for key, own in header.dtypes.items() if not key.endswith(".alpha"))), "F32")
+    worst, where = 0.0, ""
+    for name in sorted({*adapter.layers, *again.layers}):
+        distance = difference(adapter.layers.get(name), again.layers.get(name))
+        if distance >= worst:
+            worst, where = distance, name
+    if worst > TOLERANCE[dtype] or again.family != adapter.family:
+        raise FormatError(f"{path.name}: {where} differs by {worst:.1e} from what was to be written (at most {TOLERANCE[dtype]:.0e}); the file is not right")
+    digest = headers.tensor_hash(path)
+    if header.metadata.get("sshs_model_hash", digest) != digest:
+        raise FormatError(f"{path.name}: its sshs_model_hash is not that of its tensors; write it anew")
+    ranks = sorted({layer.rank for layer in again.layers.values()})
+    return {
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "format": detect(header.shapes).format,
+        "family": again.family,
+        "dtype": dtype,
+        "tensors": len(header.shapes),
+        "modules": len(again.layers),
+        "ranks": ranks,
+        "worst_difference": worst,
+        "worst_module": where,
+        "sshs_model_hash": digest,
+    }
+
+
+def report(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> LoadReport:
+    """How the adapter fits modules of these weight shapes, by canonical path."""
+    matched, missing, mismatched = [], [], []
+    for path, layer in adapter.layers.items():
+        shape = shapes.get(path)
+        if shape is None:
+            missing.append(path)
+        elif tuple(shape) != tuple(layer.shape):
+            mismatched.append(f"{path} (the LoRA is for {list(layer.shape)}, the base has {list(shape)})")
+        else:
+            matched.append(path)
+    return LoadReport(tuple(matched), tuple(missing), tuple(mismatched), len(shapes) - len(matched) - len(mismatched))
+
+
+def difference(one: Layer | None, other: Layer | None) -> float:
+    """Relative Frobenius distance of two deltas; an absent layer has delta 0. Low-rank layers are compared without forming it."""
+    if one is None or other is None:
+        present = one or other
+        return 0.0 if present is None or _norm(present) == 0 else 1.0
+    if isinstance(one, LowRank) and isinstance(other, LowRank) and one.shape == other.shape:
+        distance = _product_norm([one, other], [1.0, -1.0])
+    elif one.shape == other.shape:
+        distance = float((one.delta().double() - other.delta().double()).norm())
+    else:
+        return 1.0
+    scale = max(_norm(one), _norm(other))
+    return distance / scale if scale else 0.0
+
+
+def _norm(layer: Layer) -> float:
+    return _product_norm([layer], [1.0]) if isinstance(layer, LowRank) else float(layer.delta().double().norm())
+
+
+def _product_norm(layers: list[LowRank], signs: list[float]) -> float:
+    """Frobenius norm of the signed sum of deltas: that of R of the QR of the ups, times the downs, in fp64."""
+    import torch
+
+    ups = torch.cat([layer.up.double().flatten(1) * (sign * layer.alpha / layer.rank) for layer, sign in zip(layers, signs, strict=True)], dim=1)
+    downs = torch.cat([layer.down.double().flatten(1) for layer in layers])
+    return float((torch.linalg.qr(ups, mode="r").R @ downs).norm())
