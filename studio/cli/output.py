@@ -1,0 +1,81 @@
+"""What the command line prints: tables and words for people, JSON lines for programs."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def values(record: Any) -> Any:
+    """A record of the workspace as JSON values."""
+    if isinstance(record, BaseModel):
+        return record.model_dump(mode="json")
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {field.name: values(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {str(key): values(value) for key, value in record.items()}
+    if isinstance(record, Sequence | set | frozenset) and not isinstance(record, str | bytes):
+        return [values(item) for item in record]
+    return str(record) if isinstance(record, Path) else record
+
+
+def emit(record: Any) -> None:
+    """One JSON object on one line, at once."""
+    print(json.dumps(values(record), ensure_ascii=False), flush=True)
+
+
+def tell(words: str) -> None:
+    """A line for people, away from stdout."""
+    print(words, file=sys.stderr, flush=True)
+
+
+def listing(records: Iterable[Any], columns: Mapping[str, str], *, as_json: bool, empty: str) -> int:
+    """Records as JSON lines or as a table: `columns` maps a heading to the field under it."""
+    rows = [values(record) for record in records]
+    if as_json:
+        for row in rows:
+            emit(row)
+        return 0
+    if not rows:
+        tell(empty)
+        return 0
+    cells = [[*columns], *([_cell(row.get(field)) for field in columns.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return 0
+
+
+def details(record: Any, *, as_json: bool) -> int:
+    """One record, as JSON or as `field: value` lines."""
+    found = values(record)
+    if as_json:
+        emit(found)
+        return 0
+    for key, value in found.items():
+        if value not in (None, "", [], {}):
+            print(f"{key.replace('_', ' ')}: {_cell(value)}")
+    return 0
+
+
+def size(n_bytes: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)

@@ -1,0 +1,157 @@
+"""The verbs and their flags. Every verb is a function `(arguments) -> exit code`, imported when it runs."""
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from studio import __version__
+from studio.cli.flags import add_settings
+from studio.config import GenerateConfig, TrainConfig
+from studio.errors import SettingsError
+
+Verb = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong in one line, as every other error is said."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, allow_abbrev=False, **options)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; see {self.prog} --help")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments with their verb as `run`. Raises SettingsError for anything unknown."""
+    parser = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [flag for action in arguments.parser._actions for flag in action.option_strings]
+        flag = unknown[0].split("=")[0]
+        near = difflib.get_close_matches(flag, known, n=1)
+        word = "setting" if flag.startswith("-") else "argument"
+        raise SettingsError(f"unknown {word} {flag!r}" + (f"; did you mean {near[0]}?" if near else f"; see {arguments.parser.prog} --help"))
+    return arguments
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="lora-studio", description="Train, stack and share LoRAs for image models, on your own machine.")
+    parser.add_argument("--version", action="version", version=f"lora-studio {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+    _add_serve(verbs)
+    _add_train(verbs)
+    _add_generate(verbs)
+    _add_export(verbs)
+    inspect = _verb(verbs, "inspect", "files.inspect", "kind, family, rank, modules, metadata and hashes of a LoRA file")
+    inspect.add_argument("file", metavar="FILE", help="a .safetensors file")
+    _add_images(verbs)
+    _add_library(verbs)
+    _add_jobs(verbs)
+    _add_base(verbs)
+    _verb(verbs, "doctor", "doctor.doctor", "check Python, torch, memory, disk, data folder, base models and port")
+    return parser
+
+
+def _lazy(target: str) -> Verb:
+    module, _, name = target.partition(".")
+
+    def run(arguments: argparse.Namespace) -> int:
+        return getattr(import_module(f"studio.cli.{module}"), name)(arguments)
+
+    return run
+
+
+def _verb(verbs: "argparse._SubParsersAction[Parser]", name: str, target: str, words: str) -> Parser:
+    parser = verbs.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".")
+    parser.add_argument("--data", metavar="DIR", help="data folder; else STUDIO_DATA, else the platform's user data folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
+    parser.set_defaults(run=_lazy(target), parser=parser)
+    return parser
+
+
+def _group(verbs: "argparse._SubParsersAction[Parser]", name: str, words: str) -> "argparse._SubParsersAction[Parser]":
+    parser = verbs.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".")
+    return parser.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+
+
+def _add_serve(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    serve = _verb(verbs, "serve", "serving.serve", "the studio in the browser")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
+    serve.add_argument("--port", type=int, default=7860, help="port to listen on (default 7860)")
+    serve.add_argument("--no-browser", action="store_true", help="do not open a browser window")
+
+
+def _add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    train = _verb(verbs, "train", "runs.train", "one training run in the foreground")
+    train.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings by their names with underscores; flags win over it")
+    train.add_argument("--resume", metavar="RUN", help="go on with a stopped or failed run; with --steps, extend a finished one to that many")
+    add_settings(train, TrainConfig)
+
+
+def _add_generate(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    generate = _verb(verbs, "generate", "runs.generate", "pictures with a stack of LoRAs")
+    generate.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings by their names with underscores; flags win over it")
+    generate.add_argument("--output", metavar="DIR", required=True, help="folder for the pictures")
+    add_settings(generate, GenerateConfig)
+
+
+def _add_export(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    export = _verb(verbs, "export", "runs.export", "a verified LoRA file for others")
+    export.add_argument("source", metavar="RUN_OR_FILE", help="a run, RUN@STEP for a checkpoint of it, a name in the library, or a file")
+    export.add_argument("--output", metavar="FILE", required=True, help="file to write")
+    export.add_argument("--format", default="kohya", choices=("kohya", "peft"), help="kohya for web UIs and sharing sites, peft for diffusers (default kohya)")
+    export.add_argument("--dtype", default="fp16", choices=("fp16", "bf16", "fp32"), help="number format in the file (default fp16)")
+
+
+def _add_images(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    images = _group(verbs, "images", "image sets")
+    _verb(images, "list", "sets.list_sets", "all image sets")
+    show = _verb(images, "show", "sets.show", "the pictures of a set with their captions")
+    show.add_argument("name", metavar="SET")
+    add = _verb(images, "import", "sets.import_set", "make an image set from a folder of pictures, captions beside them")
+    add.add_argument("folder", metavar="FOLDER", help="folder of pictures, with .txt captions of the same names")
+    add.add_argument("--name", help="name of the set (default: the folder's)")
+    remove = _verb(images, "remove", "sets.remove", "remove an image set; its trash keeps it for a while")
+    remove.add_argument("name", metavar="SET")
+
+
+def _add_library(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    library = _group(verbs, "library", "LoRAs in the studio")
+    listing = _verb(library, "list", "files.list_adapters", "all LoRAs")
+    listing.add_argument("query", nargs="?", default="", metavar="QUERY", help="only those whose name, trigger or base holds this")
+    add = _verb(library, "add", "files.add", "take a LoRA file into the library")
+    add.add_argument("file", metavar="FILE", help="a .safetensors file; it is copied")
+    show = _verb(library, "show", "files.show", "everything known about one LoRA")
+    show.add_argument("name", metavar="NAME")
+    remove = _verb(library, "remove", "files.remove", "remove a LoRA; its trash keeps it for a while")
+    remove.add_argument("name", metavar="NAME")
+
+
+def _add_jobs(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    jobs = _group(verbs, "jobs", "the queue")
+    _verb(jobs, "list", "queue.list_jobs", "all jobs, newest first")
+    for name, words in (
+        ("show", "one job: state, settings, result"),
+        ("cancel", "stop a job; its checkpoints stay"),
+        ("retry", "run a failed or cancelled job again"),
+        ("follow", "watch a job that runs already"),
+    ):
+        _verb(jobs, name, f"queue.{name}", words).add_argument("id", metavar="JOB")
+
+
+def _add_base(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    base = _group(verbs, "base", "base models")
+    _verb(base, "list", "bases.list_bases", "base models on this machine")
+    add = _verb(base, "add", "bases.add", "register a diffusers folder or a .safetensors file under a name")
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("path", metavar="PATH")
+    add.add_argument("--vae", metavar="PATH", help="another VAE: a folder or a .safetensors file")
+    add.add_argument("--encoders", metavar="PATH", help="where text encoders and VAE come from when the file holds the transformer alone")
+    download = _verb(base, "download", "bases.download", "fetch a base model from the Hugging Face hub")
+    download.add_argument("repo", metavar="OWNER/MODEL")
+    download.add_argument("--token", help="access token for gated models; else HF_TOKEN or a stored login")
+    remove = _verb(base, "remove", "bases.remove", "forget a registered base; the files of others stay where they are")
+    remove.add_argument("name", metavar="NAME")

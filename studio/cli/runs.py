@@ -1,0 +1,153 @@
+"""train, generate, export: submit a job and watch it."""
+
+import argparse
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from studio.cli.flags import locate, settings_from
+from studio.cli.follow import follow
+from studio.cli.opening import knows, opened
+from studio.cli.output import emit, tell
+from studio.config import BaseChoice, GenerateConfig, TrainConfig
+from studio.errors import BaseError, InputError, SettingsError
+from studio.events import Event
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+
+def train(arguments: argparse.Namespace) -> int:
+    if arguments.resume:
+        return _resume(arguments)
+    config = settings_from(TrainConfig, arguments)
+    with opened(arguments) as workspace:
+        changes = _base_paths(workspace, config) | {"images": locate(config.images, lambda name: knows(workspace.sets.show, name))}
+        if config.output:
+            changes["output"] = str(_file_to_write(config.output))
+        if config.start_from:
+            changes["start_from"] = locate(config.start_from, lambda name: knows(workspace.library.find, name))
+        job = workspace.jobs.train(config.model_copy(update=changes))
+        return _watch(workspace, job.id, arguments.json)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    given = {name for name in TrainConfig.model_fields if name in vars(arguments)} | ({"config"} if arguments.config else set())
+    if given - {"steps"}:
+        raise SettingsError(
+            f"--resume goes on with the settings of the run; leave out {', '.join(sorted(given - {'steps'}))}, or start a new run with --start-from"
+        )
+    with opened(arguments) as workspace:
+        if "steps" in given:
+            if not arguments.steps.isdigit():
+                raise SettingsError(f"setting steps {arguments.steps!r}: name the total number of steps")
+            job = workspace.jobs.extend(arguments.resume, int(arguments.steps))
+        else:
+            job = workspace.jobs.retry(arguments.resume)
+        return _watch(workspace, job.id, arguments.json)
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    config = settings_from(GenerateConfig, arguments)
+    folder = _folder_to_write(arguments.output)
+    with opened(arguments) as workspace:
+        loras = tuple(row.model_copy(update={"name": locate(row.name, lambda name: knows(workspace.library.find, name))}) for row in config.loras)
+        job = workspace.jobs.generate(config.model_copy(update=_base_paths(workspace, config) | {"loras": loras}))
+        return _watch(workspace, job.id, arguments.json, seen=_collector(workspace, job.id, folder))
+
+
+def export(arguments: argparse.Namespace) -> int:
+    output = _file_to_write(arguments.output)
+    with opened(arguments) as workspace:
+        source = locate(arguments.source, lambda name: False)
+        job = workspace.jobs.export(source, output=str(output), format=arguments.format, dtype=arguments.dtype)
+        return _watch(workspace, job.id, arguments.json)
+
+
+def _watch(workspace: "Workspace", job: str, as_json: bool, seen: Callable[[Event], Event] | None = None) -> int:
+    if as_json:
+        emit({"kind": "submitted", "job": job})
+    else:
+        tell(f"job {job}")
+    return follow(workspace, job, as_json=as_json, seen=seen)
+
+
+def _base_paths(workspace: "Workspace", config: BaseChoice) -> dict[str, object]:
+    """The base and its parts, absolute where they are files or folders."""
+
+    def known(name: str) -> bool:
+        try:
+            workspace.bases.find(name)
+        except BaseError:
+            return False
+        return True
+
+    parts = {"base": config.base, "vae": config.vae, "encoders": config.encoders}
+    return {name: locate(value, known) for name, value in parts.items() if value}
+
+
+def _collector(workspace: "Workspace", job: str, folder: Path) -> Callable[[Event], Event]:
+    """Copies every finished picture to `folder` and reports it under its new path."""
+
+    def seen(event: Event) -> Event:
+        if event.kind != "image":
+            return event
+        source = workspace.jobs.file(job, event.path)
+        return event.model_copy(update={"path": str(_copy(source, folder))})
+
+    return seen
+
+
+def _copy(source: Path, folder: Path) -> Path:
+    """A copy under a name that is free there; whole or not at all."""
+    part = folder / f".{source.name}.{secrets.token_hex(4)}.part"
+    try:
+        shutil.copyfile(source, part)
+        number = 0
+        while True:
+            target = folder / (source.name if number == 0 else f"{source.stem}-{number}{source.suffix}")
+            try:
+                os.link(part, target)  # fails if the name is taken, unlike a rename
+                return target
+            except FileExistsError:
+                number += 1
+            except OSError:
+                os.replace(part, target)  # a file system without links
+                return target
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}); the picture stays in the studio's gallery") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _folder_to_write(name: str) -> Path:
+    """The folder, made if need be. Raises InputError before anything starts if nothing can be written there."""
+    folder = Path(name).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"output {folder} cannot be written ({error.strerror}); name another folder with --output") from None
+    return folder
+
+
+def _file_to_write(name: str) -> Path:
+    """The file's absolute path. Raises InputError before anything starts if it cannot be written."""
+    path = Path(name).expanduser().absolute()
+    if path.suffix != ".safetensors":
+        raise InputError(f"output {path.name!r} must end in .safetensors")
+    if not path.parent.is_dir():
+        raise InputError(f"output {path}: there is no folder {path.parent}; make it first or name another with --output")
+    if path.is_dir():
+        raise InputError(f"output {path} is a folder; name a file with --output")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"output {path} cannot be written ({error.strerror}); name another file with --output") from None
+    return path

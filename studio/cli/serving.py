@@ -1,0 +1,15 @@
+"""serve: the studio in the browser."""
+
+import argparse
+from pathlib import Path
+
+from studio.errors import SettingsError
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    if not 0 <= arguments.port <= 65535:
+        raise SettingsError(f"port {arguments.port} is not between 0 and 65535")
+    from studio.ui.serve import serve as run
+
+    run(Path(arguments.data) if arguments.data else None, host=arguments.host, port=arguments.port, browser=not arguments.no_browser)
+    return 0
