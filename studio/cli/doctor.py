@@ -73,9 +73,8 @@ def _environment() -> Iterator[Finding]:
         yield Finding("packages", "bad", f"not whole: {', '.join(facts['broken'])}; delete the folder .venv and start launch.py again")
         return
     yield Finding("packages", "ok", "every installed file is whole")
-    yield Finding(
-        "torch", "note" if facts["note"] else "ok", f"{facts['torch']} on {facts['device']}. {facts['note']}".rstrip(". ") + ("." if facts["note"] else "")
-    )
+    words = f"{facts['torch']} on {facts['device']}"
+    yield Finding("torch", "note" if facts["note"] else "ok", f"{words}. {facts['note']}" if facts["note"] else words)
 
 
 def _studio(workspace: "Workspace") -> Iterator[Finding]:

@@ -37,10 +37,9 @@ def train(arguments: argparse.Namespace) -> int:
 
 def _resume(arguments: argparse.Namespace) -> int:
     given = {name for name in TrainConfig.model_fields if name in vars(arguments)} | ({"config"} if arguments.config else set())
-    if given - {"steps"}:
-        raise SettingsError(
-            f"--resume goes on with the settings of the run; leave out {', '.join(sorted(given - {'steps'}))}, or start a new run with --start-from"
-        )
+    others = ", ".join(sorted(given - {"steps"}))
+    if others:
+        raise SettingsError(f"--resume goes on with the settings of the run; leave out {others}, or start a new run with --start-from")
     with opened(arguments) as workspace:
         if "steps" in given:
             if not arguments.steps.isdigit():
