@@ -154,7 +154,8 @@ def positions(rows: int, columns: int) -> "Tensor":
 def _habits(guided: bool) -> dict[str, Any]:
     if guided:
         return {"text_tokens": TEXT_TOKENS}
-    return {"text_tokens": 256, "generate": {"steps": 4, "guidance": 0.0}}
+    labels = {"modelspec": "flux-1-schnell/lora", "civitai_base": "Flux.1 S"}
+    return {"text_tokens": 256, "generate": {"steps": 4, "guidance": 0.0}, **labels}
 
 
 def _read_file(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from studio import metadata as headers
 from studio.errors import FormatError
+from studio.families.base import Components
 from studio.lora.adapter import Adapter, Layer, LowRank
 from studio.lora.formats.detect import Detection, detect
 
-__all__ = ["Detection", "LoadReport", "detect", "difference", "read", "report", "verify", "write"]
+__all__ = ["Detection", "LoadReport", "detect", "difference", "read", "report", "require_fit", "verify", "write"]
 
 TOLERANCE = {"F32": 1e-6, "F16": 2e-3, "BF16": 1e-2}  # relative, of the Frobenius norm of a delta
 
@@ -32,8 +33,11 @@ class LoadReport:
             raise FormatError(f"{file}: {len(wrong)} of {total} layers do not fit {base}, first {wrong[0]}; is the LoRA for another base?")
 
 
-def read(path: Path) -> Adapter:
-    """The adapter in a file of any supported format, in fp32. Raises FormatError in one line."""
+def read(path: Path, c: Components | None = None) -> Adapter:
+    """The adapter in a file of any supported format, in fp32. Raises FormatError in one line.
+
+    c: a loaded base; then an adapter of another family, or with a layer that does not fit, is an error too.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -47,7 +51,21 @@ def read(path: Path) -> Adapter:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path.name}: cannot be read ({error}); copy or download it again") from None
-    return read_tensors(path.name, tensors, header.metadata)
+    adapter = read_tensors(path.name, tensors, header.metadata)
+    if c is not None:
+        require_fit(path.name, adapter, c)
+    return adapter
+
+
+def require_fit(file: str, adapter: Adapter, c: Components) -> None:
+    """Raise FormatError unless every layer has a module of its shape in the base. Text encoders that are not loaded are not looked at."""
+    from studio.lora.attach import module_map
+
+    if adapter.family != c.facts.name:
+        raise FormatError(f"{file}: is a LoRA for {adapter.family}, the base {c.base.name} is {c.facts.title}; choose a base of its family")
+    shapes = {path: tuple(module.weight.shape) for path, module in module_map(c).items()}
+    loaded = {path: layer for path, layer in adapter.layers.items() if path.partition(".")[0] in c.parts}
+    report(Adapter(adapter.family, loaded), shapes).require(file, c.base.name)
 
 
 def write(

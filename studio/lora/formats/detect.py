@@ -20,7 +20,7 @@ _OTHER_ALGORITHMS = {
 
 @dataclass(frozen=True)
 class Detection:
-    """format: kohya, peft, dotted or unknown. family is empty if the file is of none that the studio knows, or could be of several."""
+    """format: kohya, peft, dotted (diffusion_model.), checkpoint (a run's own) or unknown. family is empty if the file is of none that the studio knows, or could be of several."""
 
     format: str
     family: str
@@ -61,6 +61,8 @@ def _format(shapes: Shapes) -> str:
         return "kohya"
     if any(key.startswith("diffusion_model.") for key in shapes):
         return "dotted"
+    if any(key.endswith(".down") for key in shapes):
+        return "checkpoint"
     return "peft"
 
 

@@ -35,6 +35,8 @@ _KINDS = {
     ".lora.up.weight": "up",
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
+    ".down": "down",  # checkpoints of the studio itself
+    ".up": "up",
     ".diff": "diff",
     ".alpha": "alpha",
 }

@@ -1,0 +1,169 @@
+"""What a trained file says about itself: kohya's `ss_*` and `modelspec.*`. Pure; nothing private, no path, the same text for the same run."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import Any
+
+from studio import __version__
+from studio.config import TrainConfig, safe_stem
+from studio.families import get
+from studio.families.base import Base
+
+_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+# Settings of sd-scripts that this studio has no counterpart of, as its files state them when off.
+_OFF = {
+    "ss_adaptive_noise_scale": "None",
+    "ss_caption_dropout_every_n_epochs": "0",
+    "ss_caption_tag_dropout_rate": "0.0",
+    "ss_clip_skip": "None",
+    "ss_color_aug": "False",
+    "ss_debiased_estimation": "False",
+    "ss_face_crop_aug_range": "None",
+    "ss_fp8_base": "False",
+    "ss_full_fp16": "False",
+    "ss_ip_noise_gamma": "None",
+    "ss_keep_tokens": "0",
+    "ss_lowram": "False",
+    "ss_max_token_length": "None",
+    "ss_multires_noise_discount": "0.3",
+    "ss_multires_noise_iterations": "None",
+    "ss_network_dropout": "None",
+    "ss_noise_offset": "None",
+    "ss_num_reg_images": "0",
+    "ss_num_validation_images": "0",
+    "ss_prior_loss_weight": "1.0",
+    "ss_random_crop": "False",
+    "ss_reg_dataset_dirs": "{}",
+    "ss_scale_weight_norms": "None",
+    "ss_shuffle_caption": "False",
+    "ss_text_encoder_lr": "None",
+    "ss_training_comment": "None",
+    "ss_v2": "False",
+    "ss_zero_terminal_snr": "False",
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run went, beyond its settings."""
+
+    steps: int
+    started: float  # Unix seconds
+    finished: float
+    images: str  # name of the image set
+    captions: Sequence[str]  # one a picture, as trained on
+    buckets: Mapping[tuple[int, int], int] = field(default_factory=dict)  # (width, height) -> pictures
+    objective: str = ""  # as loaded; empty takes the family's
+    precision: str = "fp32"
+    base_sha256: str = ""
+
+
+def training_metadata(config: TrainConfig, base: Base, run: Trained) -> dict[str, str]:
+    """The metadata of the exported file; config is the resolved one."""
+    facts = get(base.family).facts
+    objective = run.objective or str(base.habits.get("objective", facts.objective))
+    found = {
+        **_OFF,
+        **_training(config, base, run),
+        **_pictures(config, run),
+        **(_flow(config) if objective == "flow" else {}),
+        "ss_base_model_version": facts.kohya_version,
+        "ss_network_module": facts.kohya_module,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": str(base.habits.get("modelspec", facts.modelspec)),
+        "modelspec.implementation": facts.implementation,
+        "modelspec.implementation_version": f"lora-studio/{__version__}",
+        "modelspec.title": config.name,
+        "modelspec.date": datetime.fromtimestamp(run.finished, UTC).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{config.resolution}x{config.resolution}",
+    }
+    if objective in ("epsilon", "v"):
+        found["modelspec.prediction_type"] = objective
+    if config.trigger:
+        found["modelspec.trigger_phrase"] = config.trigger
+        found["modelspec.usage_hint"] = f"Write {config.trigger} in the prompt."
+    return dict(sorted(found.items()))
+
+
+def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
+    """How often each comma-separated piece occurs, lower-cased, the most frequent first."""
+    tags = Counter(tag for caption in captions for piece in caption.split(",") if (tag := piece.strip().lower()))
+    return dict(sorted(tags.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _training(config: TrainConfig, base: Base, run: Trained) -> dict[str, str]:
+    values: dict[str, Any] = {
+        "ss_output_name": safe_stem(config.name),
+        "ss_session_id": int.from_bytes(hashlib.sha256(f"{config.name} {config.seed} {run.started}".encode()).digest()[:4]),
+        "ss_training_started_at": run.started,
+        "ss_training_finished_at": run.finished,
+        "ss_steps": run.steps,
+        "ss_max_train_steps": config.steps or run.steps,
+        "ss_learning_rate": config.learning_rate,
+        "ss_unet_lr": config.learning_rate,
+        "ss_lr_scheduler": config.lr_schedule,
+        "ss_lr_warmup_steps": config.warmup_steps,
+        "ss_optimizer": f"torch.optim.adamw.AdamW(weight_decay={config.weight_decay})",
+        "ss_max_grad_norm": config.max_gradient_norm,
+        "ss_gradient_accumulation_steps": config.gradient_accumulation,
+        "ss_gradient_checkpointing": bool(config.gradient_checkpointing),
+        "ss_network_dim": config.rank,
+        "ss_network_alpha": float(config.alpha or config.rank or 1),
+        "ss_mixed_precision": _PRECISION.get(run.precision, run.precision),
+        "ss_seed": config.seed,
+        "ss_caption_dropout_rate": config.caption_dropout,
+        "ss_min_snr_gamma": config.min_snr_gamma,
+        "ss_loss_type": "l2",
+        "ss_cache_latents": True,
+        "ss_sd_model_name": PurePath(base.name).name,
+    }
+    if run.base_sha256:
+        values["ss_new_sd_model_hash"] = run.base_sha256
+    return {key: str(value) for key, value in values.items()}
+
+
+def _pictures(config: TrainConfig, run: Trained) -> dict[str, str]:
+    n, batch = len(run.captions), config.batch_size or 1
+    per_epoch = max(1, math.ceil(n * config.repeats / batch))
+    epochs = math.ceil(run.steps * config.gradient_accumulation / per_epoch)
+    folder = f"{config.repeats}_{safe_stem(run.images)}"
+    buckets = {str(i): {"resolution": list(size), "count": count} for i, (size, count) in enumerate(sorted(run.buckets.items()))}
+    values: dict[str, Any] = {
+        "ss_num_train_images": n * config.repeats,
+        "ss_num_batches_per_epoch": per_epoch,
+        "ss_num_epochs": epochs,
+        "ss_epoch": epochs,
+        "ss_batch_size_per_device": batch,
+        "ss_total_batch_size": batch * config.gradient_accumulation,
+        "ss_resolution": f"({config.resolution}, {config.resolution})",
+        "ss_flip_aug": config.flip,
+        "ss_enable_bucket": True,
+        "ss_bucket_no_upscale": True,
+        "ss_min_bucket_reso": None,
+        "ss_max_bucket_reso": None,
+        "ss_dataset_dirs": _json({folder: {"n_repeats": config.repeats, "img_count": n}}),
+        "ss_tag_frequency": _json({folder: tag_frequency(run.captions)}),
+        "ss_bucket_info": _json({"buckets": buckets, "mean_img_ar_error": 0.0}),
+    }
+    return {key: str(value) for key, value in values.items()}
+
+
+def _flow(config: TrainConfig) -> dict[str, str]:
+    return {
+        "ss_guidance_scale": "1.0",
+        "ss_model_prediction_type": "raw",
+        "ss_timestep_sampling": "shift" if config.flow_shift else "flux_shift",
+        "ss_discrete_flow_shift": str(config.flow_shift or "None"),
+        "ss_weighting_scheme": "none",
+        "ss_apply_t5_attn_mask": "False",
+    }
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)
