@@ -1,0 +1,67 @@
+"""Why a job ended early, in one sentence, with what to do and what was kept."""
+
+import errno
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from studio.errors import StudioError
+from studio.events import Checkpoint, Failed
+
+
+def explain(error: BaseException, settings: Mapping[str, Any], folder: Path, checkpoints: Sequence[Checkpoint]) -> Failed:
+    """The event for an error that ended a job. The traceback belongs into log.txt, not here."""
+    held = kept(checkpoints)
+    if isinstance(error, StudioError):
+        return Failed(message=str(error), kept=held, error=type(error).__name__)
+    if _out_of_memory(error):
+        return Failed(message="the device ran out of memory", remedy=lower_setting(settings), kept=held, error="RunError")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(folder).free / 1e6
+        return Failed(message=f"the disk is full ({free:.0f} MB free)", remedy="free some space, then go on with resume", kept=held, error="RunError")
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return Failed(message=f"{type(error).__name__}: {first[:300]}", remedy="see log.txt of the job for the whole report", kept=held, error="RunError")
+
+
+def kept(checkpoints: Sequence[Checkpoint]) -> str:
+    """What a training run that stops now leaves behind, in words."""
+    if not checkpoints:
+        return ""
+    return f"the checkpoint of step {checkpoints[-1].step} is kept; it can be resumed from and exported"
+
+
+def lower_setting(settings: Mapping[str, Any]) -> str:
+    """The next setting to lower when memory does not suffice, cheapest in quality first."""
+    batch, size, rank = (settings.get(name) or 0 for name in ("batch_size", "resolution", "rank"))
+    if batch > 1:
+        half = batch // 2
+        accumulation = -(-batch * (settings.get("gradient_accumulation") or 1) // half)
+        return f"set batch_size to {half} with gradient_accumulation {accumulation}; the result stays the same, it only takes longer"
+    if size and not settings.get("gradient_checkpointing"):
+        return "turn gradient_checkpointing on; the result stays the same, it only takes longer"
+    if size > 512:
+        return f"set resolution to {max(512, size * 3 // 4 // 64 * 64)}"
+    if rank > 8:
+        return f"set rank to {rank // 2}"
+    width, height = settings.get("width") or 0, settings.get("height") or 0
+    if min(width, height) > 512:
+        return f"set the size to {width * 3 // 4 // 64 * 64}x{height * 3 // 4 // 64 * 64}"
+    return "close other programs that use the device, or set precision to bf16"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # By name, because this module is also read where torch is not
+    return isinstance(error, MemoryError) or (type(error).__name__ in ("OutOfMemoryError", "AcceleratorError") and "out of memory" in str(error))
+
+
+def worker_died(code: int | None, checkpoints: Sequence[Checkpoint]) -> tuple[str, str, str]:
+    """Message, remedy and what was kept for a worker that is gone without a word. `code`: its exit status if known."""
+    if code is not None and code == -9:
+        message = "the worker was killed by the system, most likely because memory ran out"
+    elif code is not None and code < 0:
+        message = f"the worker ended by signal {-code}"
+    else:
+        message = "the worker ended unexpectedly"
+    remedy = "resume goes on from there" if checkpoints else "retry starts it again"
+    return message, remedy, kept(checkpoints)

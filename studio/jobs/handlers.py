@@ -1,0 +1,176 @@
+"""What each kind of job does, in the worker: engines composed, their events passed on."""
+
+import dataclasses
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio.config import GenerateConfig, TrainConfig, build
+from studio.errors import FormatError
+from studio.events import Event, Exported, Finished, Loading, Sample
+from studio.families.base import Base
+from studio.jobs.folder import FolderRequests, JobFolder, Manifest
+from studio.jobs.spec import ExportConfig
+from studio.library.layout import Layout
+
+if TYPE_CHECKING:
+    from studio.families.base import Components
+    from studio.lora.adapter import Adapter
+
+PREVIEW_PROMPTS = 3  # captions taken as preview prompts when none are given
+
+
+class Warm:
+    """The last base model of a generate job, kept on the device until something else needs the room."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.name = ""
+        self._key = ""
+        self._components: Components | None = None
+
+    def components(self, base: Base, precision: str, load: Callable[[], "Components"]) -> "Components":
+        """The loaded base; `load` is called if another one, or none, is there."""
+        key = f"{base_values(base)} {precision}"
+        if self._components is None or key != self._key:
+            self.free()
+            self._components = load()
+            self._key, self.name = key, base.name
+        return self._components
+
+    def free(self) -> None:
+        """Give the device's memory back."""
+        self._components, self._key, self.name = None, "", ""
+        gc.collect()
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job and what it may use."""
+
+    folder: JobFolder
+    manifest: Manifest
+    layout: Layout
+    requests: FolderRequests
+    warm: Warm
+
+    @property
+    def base(self) -> Base:
+        return base_from(self.manifest.base)
+
+
+def base_values(base: Base) -> dict[str, Any]:
+    """A base as JSON values."""
+    values = dataclasses.asdict(dataclasses.replace(base, habits=dict(base.habits)))
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+
+
+def base_from(values: Mapping[str, Any]) -> Base:
+    """The base that `base_values` wrote down."""
+    return Base(**{key: Path(value) if key in ("path", "vae", "encoders") and value else value for key, value in values.items()})
+
+
+def train(work: Work) -> Iterator[Event]:
+    """Train, then write the adapter for others and read it back; only then is the run finished."""
+    from studio.data.images import read_set
+    from studio.training.loop import train as run
+
+    yield Loading(phase="starting")
+    work.warm.free()
+    config = build(TrainConfig, work.manifest.settings)
+    images = read_set(Path(work.manifest.paths["images"]))
+    preview = _preview(config, [picture.caption for picture in images.pictures])
+    finished: Finished | None = None
+    for event in run(
+        config,
+        work.base,
+        images,
+        work.folder.path,
+        work.layout.cache / "encoded",
+        requests=work.requests,
+        preview=preview,
+        device=work.warm.device,
+    ):
+        if isinstance(event, Finished):
+            finished = event
+            break
+        yield event
+    if finished is None:
+        return
+    yield Loading(phase="writing the LoRA file")
+    exported = _export_run(work, config)
+    yield exported
+    yield Finished(step=finished.step, seconds=finished.seconds, result={**finished.result, "path": exported.path})
+
+
+def _preview(config: TrainConfig, captions: Sequence[str]) -> "Callable[[Components, int, Path], Iterable[Sample]] | None":
+    """The preview that training calls: the Generate page's sampler with the run's own prompts and seed."""
+    prompts = list(config.sample_prompts) or [caption for caption in captions if caption][:PREVIEW_PROMPTS] or [config.trigger]
+
+    def draw(c: "Components", step: int, folder: Path) -> Iterable[Sample]:
+        from studio.generation.sampler import preview
+
+        return preview(c, prompts, step, folder, max(config.seed, 0), None)
+
+    return draw
+
+
+def _export_run(work: Work, config: TrainConfig) -> Exported:
+    checkpoint = work.folder.checkpoints()[-1]
+    target = work.folder.path / "output" / f"{config.name}.safetensors"
+    report = _write(work.folder.path / checkpoint.adapter, target, "kohya", "fp16")
+    if config.output:
+        _write(work.folder.path / checkpoint.adapter, Path(config.output), "kohya", "fp16")
+    return Exported(path=target.relative_to(work.folder.path).as_posix(), report=report)
+
+
+def _write(source: Path, target: Path, format: str, dtype: str) -> dict[str, Any]:
+    """Write the adapter of `source` to `target` in another format and compare it with what is read back."""
+    from studio.lora import formats
+    from studio.training import checkpoint
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    adapter = checkpoint.adapter(source.parent) if checkpoint.is_checkpoint(source.parent) else formats.read(source)
+    formats.write(adapter, target, format=format, dtype=dtype, metadata=adapter.metadata)
+    return dict(formats.verify(target, adapter))
+
+
+def generate(work: Work) -> Iterator[Event]:
+    """Draw pictures with a stack of adapters; the base stays loaded for the next job."""
+    yield Loading(phase="starting")
+    from studio.generation import sampler
+
+    config = build(GenerateConfig, work.manifest.settings)
+    base = work.base
+    c = work.warm.components(base, config.precision, lambda: sampler.load(base, config.precision, work.warm.device))
+    stack = [(_adapter(Path(work.manifest.paths[f"lora:{row.name}"]), c), row.weight) for row in config.loras]
+    yield from sampler.generate(c, stack, config, work.folder.path, requests=work.requests, names=[row.name for row in config.loras])
+
+
+def _adapter(path: Path, c: "Components") -> "Adapter":
+    from studio.lora import formats
+
+    adapter = formats.read(path, c)
+    if adapter.family != c.facts.name:
+        raise FormatError(f"{path.name} is a LoRA for {adapter.family}, the base is {c.facts.title}; choose another base")
+    return adapter
+
+
+def export(work: Work) -> Iterator[Event]:
+    """Rewrite an adapter in a format for others, verified."""
+    yield Loading(phase="writing the LoRA file")
+    config = build(ExportConfig, work.manifest.settings)
+    target = Path(config.output) if config.output else work.folder.path / "output" / f"{work.manifest.name}.safetensors"
+    report = _write(Path(work.manifest.paths["source"]), target, config.format, config.dtype)
+    shown = target.as_posix() if config.output else target.relative_to(work.folder.path).as_posix()
+    yield Exported(path=shown, report=report)
+    yield Finished(result={"path": shown})
+
+
+HANDLERS: dict[str, Callable[[Work], Iterator[Event]]] = {"train": train, "generate": generate, "export": export}

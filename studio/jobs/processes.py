@@ -1,0 +1,136 @@
+"""Worker processes from outside: their folders, whether they live, starting and ending them."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import studio
+from studio.library.files import write_whole
+
+HEARTBEAT_SECONDS = 2.0
+SILENT_SECONDS = 15.0  # without a heartbeat for so long a living worker is shown as not responding
+
+
+class WorkerState(BaseModel):
+    """worker.json, rewritten at every heartbeat."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    started: float
+    device: str
+    job: str = ""
+    base: str = ""
+    version: str = studio.__version__
+    beat: float = 0.0
+
+
+def alive(pid: int, started: float) -> bool:
+    """Whether that very process still runs; another one that got its number does not count."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 2.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+class WorkerFolder:
+    """workers/<device>/: inbox/ of job ids, worker.json, stop, lock, log.txt."""
+
+    def __init__(self, workers: Path, device: str) -> None:
+        self.device = device
+        self.path = workers / device.replace(":", "-")
+
+    @property
+    def inbox(self) -> Path:
+        return self.path / "inbox"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def stop(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    def create(self) -> "WorkerFolder":
+        self.inbox.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def state(self) -> WorkerState | None:
+        """The living worker's state; None if there is none."""
+        try:
+            state = WorkerState.model_validate_json((self.path / "worker.json").read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+        return state if alive(state.pid, state.started) else None
+
+    def write_state(self, state: WorkerState) -> None:
+        # No fsync: a state lost in a power cut is right, since its process is lost with it
+        part = self.path / f".worker.{state.pid}.part"
+        part.write_text(state.model_dump_json())
+        os.replace(part, self.path / "worker.json")
+
+    def waiting(self) -> list[str]:
+        """Ids handed to the worker and not yet taken."""
+        return sorted(entry.name for entry in self.inbox.iterdir() if not entry.name.startswith("."))
+
+    def hand(self, job: str) -> None:
+        write_whole(self.inbox / job, b"")
+
+    def start(self, data: Path) -> subprocess.Popen[bytes]:
+        """A worker of its own session: closing the terminal or the studio does not end it."""
+        self.create()
+        self.stop.unlink(missing_ok=True)
+        source = str(Path(studio.__file__).parents[1])
+        path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS if sys.platform == "win32" else 0
+        with open(self.log, "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "studio.jobs.worker", str(data), self.device],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+                start_new_session=sys.platform != "win32",
+                creationflags=flags,
+            )
+
+
+def end(pid: int, started: float, seconds: float = 5.0) -> None:
+    """End a worker and what it started; first asked, then forced."""
+    if not alive(pid, started):
+        return
+    processes: list[psutil.Process] = []
+    try:
+        process = psutil.Process(pid)
+        processes = [process, *process.children(recursive=True)]
+        process.terminate()
+    except psutil.NoSuchProcess:
+        return
+    _, left = psutil.wait_procs(processes, timeout=seconds)
+    for process in left:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(left, timeout=seconds)
+
+
+def own_start() -> float:
+    """When this process began, as `alive` compares it."""
+    return psutil.Process().create_time()
+
+
+def silent(state: WorkerState) -> bool:
+    """A living worker that has not said so for a while: stopped from outside, or the machine is starving."""
+    return time.time() - state.beat > SILENT_SECONDS

@@ -1,0 +1,47 @@
+"""What a job made, taken into the library and the gallery; doing it twice changes nothing."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from studio.errors import StudioError
+from studio.events import Event, Exported, Image, Sample
+from studio.jobs.folder import JobFolder, Manifest
+from studio.library import adapters, pictures
+from studio.library.database import Database
+from studio.library.layout import Layout
+
+logger = logging.getLogger(__name__)
+
+
+def register(db: Database, layout: Layout, folder: JobFolder, segment: int, events: Iterable[Event]) -> list[str]:
+    """Take in what these events tell of; the sentences that come back say what could not be taken in, and why."""
+    troubles = []
+    for event in events:
+        try:
+            if isinstance(event, Image):
+                pictures.register(db, layout, folder.id, segment, event)
+            elif isinstance(event, Exported) and not Path(event.path).is_absolute():
+                _adapter(db, layout, folder, segment, event)
+        except (StudioError, OSError) as error:
+            logger.exception("job %s: %s was not taken in", folder.id, event.kind)
+            place = getattr(event, "path", "")
+            troubles.append(f"{place} stays in the job's folder; it could not be put into the library: {error}")
+    return troubles
+
+
+def _adapter(db: Database, layout: Layout, folder: JobFolder, segment: int, event: Exported) -> None:
+    manifest = folder.manifest()
+    if manifest.kind == "train":
+        told = {"name": manifest.name, "run": manifest.id, "base": manifest.base.get("name"), "trigger": manifest.settings.get("trigger")}
+    else:
+        told = {"name": manifest.name, "run": manifest.paths.get("run", "")}
+    adapters.register(db, layout, f"{folder.id}-{segment}", folder.path / event.path, {**told, "created": event.time}, _last_sample(folder, manifest))
+
+
+def _last_sample(folder: JobFolder, manifest: Manifest) -> Path | None:
+    if manifest.kind != "train":
+        return None
+    samples = [event for event in folder.read()[0] if isinstance(event, Sample)]
+    first_of_last = next((sample for sample in samples if sample.step == samples[-1].step), None)
+    return folder.path / first_of_last.path if first_of_last else None

@@ -1,0 +1,154 @@
+"""The process that owns one device: takes job after job from its inbox, appends what happens to their folders.
+
+Run as `python -m studio.jobs.worker DATA DEVICE`. It needs no database and no pipe, so it outlives whoever started it.
+It ends after some idle minutes (STUDIO_WORKER_IDLE, seconds) or when a file `stop` lies in its folder and no job is waiting.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from studio.errors import Cancelled, NotFound, RunError
+from studio.events import TERMINAL, CancelledEvent, Event, Loading, Started, Step
+from studio.jobs.failures import explain, kept
+from studio.jobs.folder import Claim, EventWriter, FolderRequests, JobFolder
+from studio.jobs.handlers import HANDLERS, Warm, Work
+from studio.jobs.processes import HEARTBEAT_SECONDS, WorkerFolder, WorkerState, own_start
+from studio.library.layout import Layout
+
+POLL_SECONDS = 0.1
+STEPS_TO_CANCEL = 2  # steps an engine may still take after a cancel before it is closed from here
+
+
+class Worker:
+    """One device, its inbox, and the base model it keeps warm."""
+
+    def __init__(self, layout: Layout, device: str) -> None:
+        self._layout = layout
+        self._home = WorkerFolder(layout.workers, device).create()
+        self._state = WorkerState(pid=os.getpid(), started=own_start(), device=device)
+        self._warm = Warm(device)
+        self._writing = threading.Lock()
+
+    def run(self, idle_seconds: float) -> None:
+        """Work until idle for so long, or asked to stop."""
+        threading.Thread(target=self._beat, daemon=True).start()
+        last = time.monotonic()
+        while True:
+            waiting = self._home.waiting()
+            if waiting:
+                self._take(waiting[0])
+                last = time.monotonic()
+            elif self._home.stop.exists() or time.monotonic() - last > idle_seconds:
+                return
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def _beat(self) -> None:
+        while True:
+            self._note()
+            time.sleep(HEARTBEAT_SECONDS)
+
+    def _note(self, **changes: str) -> None:
+        with self._writing, contextlib.suppress(PermissionError):  # on Windows while somebody reads it: the next beat comes
+            self._state = self._state.model_copy(update={**changes, "beat": time.time()})
+            self._home.write_state(self._state)
+
+    def _take(self, id: str) -> None:
+        """Run one job, its output going to its own log."""
+        try:
+            folder = JobFolder.of(self._layout.jobs, id)
+        except NotFound:
+            (self._home.inbox / id).unlink(missing_ok=True)
+            return
+        manifest = folder.manifest()
+        folder.write_claim(Claim(pid=self._state.pid, started=self._state.started, segment=manifest.segment.number, device=self._state.device))
+        (self._home.inbox / id).unlink(missing_ok=True)  # only now: a crash before leaves it in the inbox for the next worker
+        self._note(job=id)
+        writer = EventWriter(folder.events_file)
+        try:
+            with open(folder.log, "a", encoding="utf-8", buffering=1) as log, redirected(log.fileno()):
+                for event in self._events(folder):
+                    writer.append(event)
+        finally:
+            writer.close()
+            self._note(job="", base=self._warm.name)
+
+    def _events(self, folder: JobFolder) -> Iterator[Event]:
+        """Everything the job says; exactly one terminal event, at the end."""
+        manifest = folder.manifest()
+        requests = FolderRequests(folder.path)
+        work = Work(folder, manifest, self._layout, requests, self._warm)
+        try:
+            if requests.cancelled():
+                raise Cancelled
+            for event in stoppable(HANDLERS[manifest.kind](work), requests):
+                yield event
+                if event.kind in TERMINAL:
+                    return
+            raise RunError("the job ended without a result; see its log.txt")
+        except Cancelled:
+            checkpoints = folder.checkpoints()
+            yield CancelledEvent(step=checkpoints[-1].step if checkpoints else 0, kept=kept(checkpoints))
+        except Exception as error:  # the border of the process: whatever happened becomes the job's last event
+            traceback.print_exc()
+            self._warm.free()
+            yield explain(error, manifest.settings, folder.path, folder.checkpoints())
+
+
+def stoppable(events: Iterator[Event], requests: FolderRequests) -> Iterator[Event]:
+    """The same events, ended by Cancelled where an engine does not see a cancel itself: while it loads, or after some steps."""
+    steps, stepping = 0, False
+    try:
+        for event in events:
+            yield event
+            stepping = (stepping and not isinstance(event, Loading)) or isinstance(event, Started)
+            if event.kind in TERMINAL or not requests.cancelled():
+                continue
+            steps += isinstance(event, Step)
+            if not stepping or steps > STEPS_TO_CANCEL:
+                raise Cancelled
+    finally:
+        close = getattr(events, "close", None)
+        if close is not None:
+            close()
+
+
+@contextlib.contextmanager
+def redirected(target: int) -> Iterator[None]:
+    """Standard output and error of the whole process, native libraries included, go to `target` meanwhile."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    try:
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def main(data: str, device: str) -> int:
+    layout = Layout(Path(data))
+    home = WorkerFolder(layout.workers, device).create()
+    try:
+        with FileLock(home.lock).acquire(blocking=False):
+            Worker(layout, device).run(float(os.environ.get("STUDIO_WORKER_IDLE", "600")))
+    except Timeout:
+        print(f"another worker owns {device}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))

@@ -1,0 +1,267 @@
+"""Jobs: submit, follow, steer, go on with. Submitting checks everything that can be known; the rest is the worker's."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from studio.config import GenerateConfig, TrainConfig, build
+from studio.errors import InputError, NotFound, RunError
+from studio.events import TERMINAL, CancelledEvent, Event, Failed
+from studio.jobs.folder import EventWriter, JobFolder, Manifest
+from studio.jobs.progress import ENDED
+from studio.jobs.reconcile import row_of
+from studio.jobs.spec import Dtype, ExportConfig, Format
+from studio.library import trash
+from studio.library.database import Database
+from studio.library.layout import Layout, inside
+from studio.library.models import JobRow
+from studio.workspace import plans
+from studio.workspace.bases import Bases
+from studio.workspace.hub import Hub
+from studio.workspace.library import Library
+from studio.workspace.records import CheckpointRecord, EventPage, JobRecord
+from studio.workspace.sets import Sets
+
+FOLLOW_SECONDS = 0.1
+PAGE = 100
+
+
+class Jobs:
+    """Use cases around jobs."""
+
+    def __init__(self, db: Database, layout: Layout, sets: Sets, bases: Bases, library: Library) -> None:
+        self._db = db
+        self._layout = layout
+        self._sets = sets
+        self._bases = bases
+        self._library = library
+        self.on_change: Callable[[], None] = lambda: None  # the queue's loop is told that there is something to do
+        self.on_follow: Callable[[], None] = lambda: None
+        self.hub: Hub | None = None
+
+    def train(self, config: TrainConfig) -> JobRecord:
+        """Put a training run into the queue. Raises InputError if it cannot work; then nothing was made."""
+        return self._submit(plans.train(config, self._sets, self._bases, self._library))
+
+    def generate(self, config: GenerateConfig) -> JobRecord:
+        """Put a generate job into the queue."""
+        return self._submit(plans.generate(config, self._bases, self._library))
+
+    def export(self, source: str, output: str | Path | None = None, format: Format = "kohya", dtype: Dtype = "fp16") -> JobRecord:
+        """Write a run, RUN@STEP, library adapter or file in a format for others; without `output` it joins the library."""
+        config = build(ExportConfig, {"source": source, "output": str(output) if output else None, "format": format, "dtype": dtype})
+        path, stem, run = self._source(source)
+        return self._submit(plans.export(config, path, stem, run))
+
+    def list(self, kind: str | None = None, state: str | None = None, before: str | None = None, limit: int = PAGE) -> list[JobRecord]:
+        """Newest first. `before`: the last id of the page before."""
+        statement = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
+        for column, value in ((JobRow.kind, kind), (JobRow.state, state)):
+            statement = statement.where(column == value) if value else statement
+        if before:
+            statement = statement.where(JobRow.id < before)
+        with self._db.read() as session:
+            return [record(row) for row in session.scalars(statement)]
+
+    def queue(self) -> "list[JobRecord]":
+        """Running jobs, then queued ones in the order they will run."""
+        order = (JobRow.state.desc(), JobRow.priority.desc(), JobRow.queued, JobRow.id)
+        with self._db.read() as session:
+            return [record(row) for row in session.scalars(select(JobRow).where(JobRow.state.in_(("running", "queued"))).order_by(*order))]
+
+    def show(self, ref: str) -> JobRecord:
+        """By id, or the newest of that name."""
+        with self._db.read() as session:
+            return record(_row(session, ref))
+
+    def cancel(self, ref: str) -> JobRecord:
+        """Stop a job. A queued one is gone from the queue at once; a running one stops at its next step, or loses its worker after 30 seconds."""
+        job = self.show(ref)
+        if self._change(job.id, "queued", state="cancelled", message="cancelled before it began", finished=time.time()):
+            writer = EventWriter(self._folder(job.id).events_file)
+            writer.append(CancelledEvent())
+            writer.close()
+        elif self.show(job.id).state == "running":
+            self._folder(job.id).request("cancel")
+            if not job.cancelling:
+                self._change(job.id, "running", cancelling=time.time(), message="stopping")
+        return self.show(job.id)
+
+    def sample_now(self, ref: str) -> JobRecord:
+        """Ask a running training for preview pictures."""
+        return self._request(ref, "sample")
+
+    def finish_now(self, ref: str) -> JobRecord:
+        """Ask a running training to end here and export what it has."""
+        return self._request(ref, "finish")
+
+    def move(self, ref: str, place: int) -> JobRecord:
+        """Put a queued job at that place of the queue, 0 being the next to run."""
+        job = self.show(ref)
+        with self._db.write() as session:
+            order = (JobRow.priority.desc(), JobRow.queued, JobRow.id)
+            waiting = list(session.scalars(select(JobRow).where(JobRow.state == "queued").order_by(*order)))
+            mine = next((row for row in waiting if row.id == job.id), None)
+            if mine is None:
+                raise RunError(f"job {job.name!r} is {job.state}; only queued jobs can be moved")
+            waiting.remove(mine)
+            waiting.insert(max(0, place), mine)
+            times = sorted(row.queued for row in waiting)
+            priority = max(row.priority for row in waiting)
+            for i, (row, moment) in enumerate(zip(waiting, times, strict=True)):
+                row.queued, row.priority, row.updated = moment + i * 1e-4, priority, time.time()
+        return self.show(job.id)
+
+    def resume(self, ref: str) -> JobRecord:
+        """Go on with a run that was interrupted, cancelled or failed, from its last checkpoint."""
+        job = self.show(ref)
+        if job.state not in ("interrupted", "cancelled", "failed"):
+            raise RunError(f"run {job.name!r} is {job.state}; to train it further, extend it")
+        return self._go_on(job, "resume", {})
+
+    def extend(self, ref: str, steps: int) -> JobRecord:
+        """Train a finished run for so many more steps; the longer one joins the library beside the first."""
+        job = self.show(ref)
+        if job.state != "finished" or job.kind != "train":
+            raise RunError(f"job {job.name!r} is {job.state}; only finished training runs can be extended")
+        if steps < 1:
+            raise InputError(f"extend by {steps} steps: give at least 1")
+        return self._go_on(job, "extend", {"steps": job.step + steps, "epochs": None})
+
+    def retry(self, ref: str) -> JobRecord:
+        """The same settings, seed included, as a new job from the start."""
+        manifest = self._folder(self.show(ref).id).manifest()
+        asked = {**manifest.config, "seed": manifest.settings["seed"]} if "seed" in manifest.settings else manifest.config
+        if manifest.kind == "train":
+            return self.train(build(TrainConfig, asked))
+        if manifest.kind == "generate":
+            return self.generate(build(GenerateConfig, asked))
+        return self.export(**asked)
+
+    def remove(self, ref: str) -> str:
+        """Delete a job that has ended, with its checkpoints; what it made stays in library and gallery. The token restores it."""
+        with self._db.read() as session:
+            row = _row(session, ref)
+        if row.state not in ENDED:
+            raise RunError(f"job {row.name!r} is {row.state}; cancel it first")
+        token = trash.throw(self._db, self._layout, "job", row, self._layout.jobs / row.id)
+        if self.hub is not None:
+            self.hub.publish(row.id, row=None)
+        return token
+
+    def restore(self, token: str) -> JobRecord:
+        """Undo `remove`."""
+        return self.show(trash.restore(self._db, self._layout, token, "job"))
+
+    def events(self, ref: str, after: int = 0) -> EventPage:
+        """What a job said from byte `after` of its events on."""
+        events, end = self._folder(self.show(ref).id).read(after)
+        return EventPage(events=tuple(events), after=end)
+
+    def follow(self, ref: str) -> Iterator[Event]:
+        """Everything the current stretch of a job says, until its end. Hosts the queue if no studio does."""
+        self.on_follow()
+        id = self.show(ref).id
+        folder = self._folder(id)
+        after = folder.manifest().segment.offset
+        while True:
+            job = self.show(id)  # before reading: what was said before it ended is read below
+            events, after = folder.read(after)
+            yield from events
+            if job.state in ENDED:
+                if not any(event.kind in TERMINAL for event in events) and job.state in ("interrupted", "failed"):
+                    yield Failed(message=job.message, remedy=job.remedy, kept=job.kept, error="RunError")
+                return
+            time.sleep(FOLLOW_SECONDS)
+
+    def checkpoints(self, ref: str) -> "list[CheckpointRecord]":
+        """Checkpoints of a run, oldest first; each can be exported by its ref."""
+        id = self.show(ref).id
+        return [
+            CheckpointRecord(ref=f"{id}@{c.step}", step=c.step, path=c.adapter, bytes=c.bytes, sha256=c.sha256, created=c.time)
+            for c in self._folder(id).checkpoints()
+        ]
+
+    def file(self, ref: str, relative: str) -> Path:
+        """A file of the job's folder, for example a sample or the exported LoRA."""
+        return inside(self._layout.jobs / self.show(ref).id, relative)
+
+    def _submit(self, manifest: Manifest) -> JobRecord:
+        JobFolder.create(self._layout.jobs, manifest)  # first: a row without a folder would be a lie, the other way round is mended
+        row = row_of(manifest)
+        with self._db.write() as session:
+            session.add(row)
+        self.on_change()
+        return record(row)
+
+    def _go_on(self, job: JobRecord, why: Literal["resume", "extend"], settings: dict[str, Any]) -> JobRecord:
+        folder = self._folder(job.id)
+        checkpoints = folder.checkpoints()
+        if job.kind != "train" or not checkpoints:
+            raise RunError(f"job {job.name!r} has no checkpoint to go on from; retry starts it again")
+        last = checkpoints[-1]
+        with self._db.write() as session:  # one transaction, so that two clicks cannot both begin a stretch
+            row = session.get_one(JobRow, job.id, with_for_update=True)
+            if row.state != job.state:
+                raise RunError(f"job {job.name!r} is {row.state} by now; look again")
+            manifest = folder.begin_segment(why, {**settings, "start_from": str(folder.path / last.path)})
+            row.state, row.message, row.remedy, row.kept = "queued", f"goes on from step {last.step}", "", ""
+            row.segment, row.offset, row.settings = manifest.segment.number, manifest.segment.offset, manifest.settings
+            row.step, row.total = last.step, int(manifest.settings.get("steps") or job.total)
+            row.queued = row.updated = time.time()
+            row.finished = row.cancelling = None
+        self.on_change()
+        return self.show(job.id)
+
+    def _request(self, ref: str, what: Literal["sample", "finish"]) -> JobRecord:
+        job = self.show(ref)
+        if job.state != "running" or job.kind != "train":
+            raise RunError(f"job {job.name!r} is {job.state}; that needs a running training")
+        self._folder(job.id).request(what)
+        return job
+
+    def _source(self, ref: str) -> tuple[Path, str, str]:
+        """File, name and run id behind a run, RUN@STEP, library adapter or file."""
+        name, at, step = ref.rpartition("@")
+        try:
+            job = self.show(name if at and step.isdigit() else ref)
+        except NotFound:
+            path = self._library.find(ref)
+            return path, path.stem, ""
+        if job.kind != "train":
+            raise InputError(f"job {job.name!r} is a {job.kind} job; export takes a training run, a library name or a file")
+        found = {c.step: c for c in self._folder(job.id).checkpoints()}
+        if not found:
+            raise InputError(f"run {job.name!r} has no checkpoint yet")
+        wanted = int(step) if at and step.isdigit() else max(found)
+        if wanted not in found:
+            raise NotFound(f"run {job.name!r} has no checkpoint of step {wanted}; there are {', '.join(map(str, found))}")
+        return self._layout.jobs / job.id / found[wanted].adapter, f"{job.name}-{wanted}" if at else job.name, job.id
+
+    def _folder(self, id: str) -> JobFolder:
+        return JobFolder.of(self._layout.jobs, id)
+
+    def _change(self, id: str, expected: str, **values: Any) -> bool:
+        with self._db.write() as session:
+            statement = update(JobRow).where(JobRow.id == id, JobRow.state == expected).values(**values, updated=time.time())
+            changed = session.execute(statement).rowcount == 1
+        self.on_change()
+        return changed
+
+
+def record(row: JobRow) -> JobRecord:
+    values = row.values()
+    known = row.state == "running" and row.step_seconds > 0 and row.total > 0
+    eta = max(0.0, (row.total - row.step) * row.step_seconds) if known else None
+    return JobRecord(**{**{k: values[k] for k in JobRecord.model_fields if k in values}, "cancelling": row.cancelling is not None, "eta": eta})
+
+
+def _row(session: Session, ref: str) -> JobRow:
+    row = session.get(JobRow, ref) or session.scalar(select(JobRow).where(JobRow.name == ref).order_by(JobRow.id.desc()).limit(1))
+    if row is None:
+        raise NotFound(f"no job {ref!r}; `jobs list` shows all")
+    return row

@@ -1,0 +1,154 @@
+"""LoRAs: list, look into, add, delete with undo, restore."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from studio import families
+from studio.errors import FormatError, NotFound
+from studio.library import adapters, trash
+from studio.library.database import Database
+from studio.library.ids import new_id
+from studio.library.layout import Layout
+from studio.library.models import AdapterRow
+from studio.workspace.guards import not_in_use
+from studio.workspace.records import AdapterRecord
+
+PAGE = 200
+
+
+class Library:
+    """Use cases around adapters."""
+
+    def __init__(self, db: Database, layout: Layout) -> None:
+        self._db = db
+        self._layout = layout
+
+    def list(self, query: str = "", family: str = "", before: str | None = None, limit: int = PAGE) -> list[AdapterRecord]:
+        """Newest first; `query` is looked for in name, trigger and base. `before`: the last id of the page before."""
+        statement = select(AdapterRow).order_by(AdapterRow.created.desc(), AdapterRow.id.desc()).limit(limit)
+        for word in query.split():
+            like = f"%{_escaped(word)}%"
+            statement = statement.where(or_(*(column.ilike(like, escape="\\") for column in (AdapterRow.name, AdapterRow.trigger, AdapterRow.base))))
+        if family:
+            statement = statement.where(AdapterRow.family == family)
+        with self._db.read() as session:
+            if before:
+                last = _row(session, before)
+                statement = statement.where(or_(AdapterRow.created < last.created, (AdapterRow.created == last.created) & (AdapterRow.id < last.id)))
+            return [record(row) for row in session.scalars(statement)]
+
+    def show(self, ref: str) -> AdapterRecord:
+        """By id or name."""
+        with self._db.read() as session:
+            return record(_row(session, ref))
+
+    def add(self, path: Path, name: str | None = None) -> AdapterRecord:
+        """Copy a LoRA file into the library; the same file twice gives the one that is there."""
+        path = path.expanduser()
+        if not path.is_file():
+            raise FormatError(f"{path}: no such file")
+        told = adapters.describe(path)
+        with self._db.read() as session:
+            known = session.scalar(select(AdapterRow).where(AdapterRow.sha256 == told["sha256"]).limit(1))
+        if known is not None:
+            return record(known)
+        return record(adapters.register(self._db, self._layout, new_id(), path, {"name": name or path.stem}))
+
+    def path(self, ref: str) -> Path:
+        """The file of an adapter, for download."""
+        with self._db.read() as session:
+            return adapters.file_of(self._layout, _row(session, ref))
+
+    def preview(self, ref: str) -> Path:
+        """Its preview picture; NotFound if it has none."""
+        with self._db.read() as session:
+            row = _row(session, ref)
+        if not row.preview:
+            raise NotFound(f"LoRA {row.name!r} has no preview picture")
+        return self._layout.adapters / row.id / row.preview
+
+    def find(self, ref: str) -> Path:
+        """The file behind a library name, id or file path."""
+        return self._find(ref)[0]
+
+    def resolve(self, ref: str, family: str) -> tuple[Path, str]:
+        """File and library id ("" outside the library) of an adapter that fits the family. Raises FormatError if it does not fit."""
+        path, id = self._find(ref)
+        found = self.show(id).family if id else adapters.describe(path)["family"]
+        if found != family:
+            has, needs = (families.FAMILIES[name].facts.title if name in families.FAMILIES else "an unknown model" for name in (found, family))
+            raise FormatError(f"{path.name} is a LoRA for {has}, the base is {needs}; choose another base or LoRA")
+        return path, id
+
+    def _find(self, ref: str) -> tuple[Path, str]:
+        with self._db.read() as session:
+            row = _lookup(session, ref)
+        if row is not None:
+            return adapters.file_of(self._layout, row), row.id
+        path = Path(ref).expanduser()
+        if path.suffix == ".safetensors" and path.is_file():
+            return path.absolute(), ""
+        raise NotFound(f"LoRA {ref!r} is neither in the library nor a .safetensors file; `library list` shows what there is")
+
+    def rename(self, ref: str, name: str) -> AdapterRecord:
+        """Call an adapter something else; its file follows, because prompts find it by file name."""
+        with self._db.write() as session:
+            row = _row(session, ref)
+            old = adapters.file_of(self._layout, row)
+            row.name = adapters.free_name(session, name)
+            session.flush()
+            old.rename(adapters.file_of(self._layout, row))
+            return record(row)
+
+    def remove(self, ref: str) -> str:
+        """Delete an adapter; the token restores it within 30 days."""
+        with self._db.read() as session:
+            row = _row(session, ref)
+            not_in_use(session, f"adapter:{row.id}", f"LoRA {row.name!r}")
+        return trash.throw(self._db, self._layout, "adapter", row, self._layout.adapters / row.id)
+
+    def restore(self, token: str) -> AdapterRecord:
+        """Undo `remove`."""
+        id = trash.restore(self._db, self._layout, token, "adapter", self._renamed)
+        return self.show(id)
+
+    def _renamed(self, session: Session, values: dict[str, Any]) -> None:
+        old = values["name"]
+        values["name"] = adapters.free_name(session, old)
+        if values["name"] != old:
+            content = next(self._layout.trash.glob(f"*/content/{old}.safetensors"))
+            content.rename(content.with_name(f"{values['name']}.safetensors"))
+
+    def inspect(self, path: Path) -> dict[str, Any]:
+        """What a LoRA file is and says of itself, from its header and bytes; nothing is added."""
+        from studio import metadata
+
+        path = path.expanduser()
+        if not path.is_file():
+            raise FormatError(f"{path}: no such file")
+        header = metadata.read_header(path)
+        return {"file": path.name, **adapters.describe(path), "metadata": dict(header.metadata), "dtypes": sorted(set(header.dtypes.values()))}
+
+
+def record(row: AdapterRow) -> AdapterRecord:
+    return AdapterRecord(**{**row.values(), "preview": bool(row.preview)})
+
+
+def _lookup(session: Session, ref: str) -> AdapterRow | None:
+    by_id = session.get(AdapterRow, ref)
+    return by_id or session.scalar(select(AdapterRow).where(AdapterRow.name == ref))
+
+
+def _row(session: Session, ref: str) -> AdapterRow:
+    row = _lookup(session, ref)
+    if row is None:
+        raise NotFound(f"no LoRA {ref!r} in the library; `library list` shows all")
+    return row
+
+
+def _escaped(word: str) -> str:
+    return re.sub(r"([\\%_])", r"\\\1", word)

@@ -1,0 +1,117 @@
+"""From what a person asks for to a job that can be run elsewhere: names become files, defaults are filled in, and whatever
+can be known to fail is refused here, before a job exists.
+"""
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from studio import families
+from studio.config import GenerateConfig, LoraWeight, Settings, TrainConfig, build, resolve, safe_stem
+from studio.errors import InputError
+from studio.families.base import Base
+from studio.jobs.folder import Manifest
+from studio.jobs.handlers import base_values
+from studio.library.ids import new_id
+from studio.library.layout import check_writable
+from studio.workspace.bases import Bases
+from studio.workspace.library import Library
+from studio.workspace.sets import Sets
+
+SEEDS = 2**32
+
+
+def defaults(base: Base, act: str, drop: tuple[str, ...] = ()) -> list[Mapping[str, Any]]:
+    """Where unset settings of `act` ("train", "generate") come from: the base's habits, then its family."""
+    sources = (base.habits.get(act, {}), families.get(base.family).facts.defaults.get(act, {}))
+    return [{key: value for key, value in source.items() if key not in drop} for source in sources]
+
+
+def resolved_train(config: TrainConfig, base: Base) -> TrainConfig:
+    """The settings a run will use; steps stay open where epochs are named, for they follow from the pictures."""
+    config = resolve(config, *defaults(base, "train", drop=("steps",) if config.epochs else ()))
+    return resolve(config, {"alpha": float(config.rank)} if config.rank else {})
+
+
+def resolved_generate(config: GenerateConfig, base: Base) -> GenerateConfig:
+    return resolve(config, *defaults(base, "generate"))
+
+
+def train(config: TrainConfig, sets: Sets, bases: Bases, library: Library) -> Manifest:
+    """A training run, checked."""
+    base = bases.resolve(config)
+    images = sets.resolve(config.images)
+    settings = resolved_train(config, base)
+    paths = {"images": str(images.folder)}
+    uses = [f"set:{images.id}"] if images.id else []
+    changes: dict[str, Any] = {"seed": _seed(config), "trigger": config.trigger or images.trigger}
+    if config.start_from:
+        path, id = library.resolve(config.start_from, base.family)
+        changes["start_from"] = paths["start_from"] = str(path)
+        uses += [f"adapter:{id}"] if id else []
+    if config.output:
+        changes["output"] = str(writable(Path(config.output)))
+    return _manifest("train", config.name, config, build(TrainConfig, {**settings.model_dump(), **changes}), base, paths=paths, uses=uses)
+
+
+def generate(config: GenerateConfig, bases: Bases, library: Library) -> Manifest:
+    """A generate job, checked. LoRAs named in the prompt join the stack."""
+    from studio.generation.prompt import parse
+
+    base = bases.resolve(config)
+    spoken = parse(config.prompt)
+    stack = {row.name: row for row in (*config.loras, *(LoraWeight(name=name, weight=weight) for name, weight in spoken.loras))}
+    found = {row.name: library.resolve(row.name, base.family) for row in stack.values()}
+    settings = resolved_generate(config, base)
+    multiple = families.get(base.family).facts.size_multiple
+    for side in (settings.width or 0, settings.height or 0):
+        if side % multiple:
+            raise InputError(f"size {settings.width}x{settings.height}: {base.name} draws multiples of {multiple} pixels; try {side // multiple * multiple}")
+    changes = {"seed": _seed(config), "loras": [row.model_dump() for row in stack.values()], "prompt": spoken.text}
+    paths = {f"lora:{name}": str(path) for name, (path, _) in found.items()}
+    uses = [f"adapter:{id}" for _, id in found.values() if id]
+    name = " ".join(spoken.text.split())[:80] or "picture"
+    return _manifest("generate", name, config, build(GenerateConfig, {**settings.model_dump(), **changes}), base, paths=paths, uses=uses)
+
+
+def export(config: Settings, source: Path, stem: str, run: str) -> Manifest:
+    """A rewrite of an adapter file, checked."""
+    values = config.model_dump()
+    if values["output"]:
+        values["output"] = str(writable(Path(values["output"])))
+    if values["output"] and Path(values["output"]).resolve() == source.resolve():
+        raise InputError(f"output {values['output']} is the file that is read; name another one")
+    return Manifest(id=new_id(), kind="export", name=safe_stem(stem), config=config.model_dump(), settings=values, paths={"source": str(source), "run": run})
+
+
+def writable(path: Path) -> Path:
+    """The absolute path of a .safetensors file that can be written. Raises InputError now rather than after the work."""
+    path = path.expanduser().absolute()
+    if path.suffix != ".safetensors":
+        raise InputError(f"output {path}: the file's name must end in .safetensors")
+    if path.is_dir():
+        raise InputError(f"output {path} is a folder; name a file in it")
+    folder = next(parent for parent in path.parents if parent.exists())
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise InputError(f"output {path} cannot be written ({error.strerror}); choose another place") from None
+    return path
+
+
+def _seed(config: TrainConfig | GenerateConfig) -> int:
+    return config.seed if config.seed >= 0 else secrets.randbelow(SEEDS)
+
+
+def _manifest(kind: str, name: str, config: Settings, settings: Settings, base: Base, *, paths: dict[str, str], uses: list[str]) -> Manifest:
+    return Manifest(
+        id=new_id(),
+        kind=kind,
+        name=name,
+        config=config.model_dump(mode="json"),
+        settings=settings.model_dump(mode="json"),
+        base=base_values(base),
+        paths=paths,
+        uses=uses,
+    )

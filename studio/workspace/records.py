@@ -1,0 +1,162 @@
+"""What use cases return: frozen records whose fields are JSON values."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from studio.events import Event
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class JobRecord(Record):
+    id: str
+    kind: str
+    name: str
+    state: str = Field(description="queued, running, finished, failed, cancelled or interrupted")
+    created: float
+    started: float | None = None
+    finished: float | None = None
+    updated: float
+    device: str = ""
+    segment: int = 1
+    step: int = 0
+    total: int = 0
+    step_seconds: float = 0.0
+    eta: float | None = Field(None, description="seconds left, while it runs and steps are known")
+    cancelling: bool = False
+    message: str = Field("", description="what it does now, or why it ended: one sentence")
+    remedy: str = Field("", description="the way out")
+    kept: str = Field("", description="what was not lost")
+    base: str = ""
+    family: str = ""
+    config: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({}, description="config with every default filled in")
+    facts: dict[str, Any] = {}
+    result: dict[str, Any] = {}
+
+
+class EventPage(Record):
+    """Events of a job; `after` is where the next page begins."""
+
+    events: tuple[Event, ...]
+    after: int
+
+
+class CheckpointRecord(Record):
+    ref: str = Field(description="RUN@STEP, as export takes it")
+    step: int
+    path: str = Field(description="the adapter file, relative to the job's folder")
+    bytes: int
+    sha256: str
+    created: float
+
+
+class PictureRecord(Record):
+    name: str
+    width: int
+    height: int
+    sha256: str
+    caption: str
+
+
+class SetRecord(Record):
+    id: str
+    name: str
+    trigger: str = ""
+    builtin: bool = False
+    kind: str = ""
+    licence: str = ""
+    description: str = ""
+    created: float = 0.0
+    updated: float = 0.0
+    pictures: int = 0
+    captioned: int = 0
+    cover: str = Field("", description="name of the first picture")
+
+
+class SetDetail(SetRecord):
+    items: tuple[PictureRecord, ...] = ()
+
+
+class Outcome(Record):
+    """What became of one file of an import."""
+
+    name: str
+    stored: str = ""
+    code: str = ""
+    message: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class ImportRecord(Record):
+    set: SetRecord | None
+    accepted: tuple[Outcome, ...] = ()
+    rejected: tuple[Outcome, ...] = ()
+    skipped: tuple[Outcome, ...] = ()
+
+
+class AdapterRecord(Record):
+    id: str
+    name: str
+    family: str = ""
+    kind: str = ""
+    base: str = ""
+    trigger: str = ""
+    rank: int = 0
+    alpha: float = 0.0
+    bytes: int = 0
+    sha256: str = ""
+    autov3: str = ""
+    created: float = 0.0
+    run: str = ""
+    preview: bool = False
+    facts: dict[str, Any] = {}
+
+
+class ImageRecord(Record):
+    id: str
+    job: str
+    width: int
+    height: int
+    seed: int
+    prompt: str
+    created: float
+    settings: dict[str, Any] = {}
+
+
+class BaseRecord(Record):
+    name: str
+    title: str = ""
+    family: str = ""
+    family_title: str = ""
+    kind: str = ""
+    path: str = ""
+    licence: str = ""
+    bytes: int = 0
+    builtin: bool = False
+    habits: dict[str, Any] = {}
+    problem: str = Field("", description="why it cannot be used now, if it cannot")
+
+
+class DeviceRecord(Record):
+    name: str
+    title: str
+    memory: int = 0
+    worker: str = Field(description="none, idle, busy or silent")
+    base: str = Field("", description="base model it keeps loaded")
+
+
+class Status(Record):
+    version: str
+    boot: str
+    data: str
+    devices: tuple[DeviceRecord, ...]
+    running: tuple[JobRecord, ...]
+    queued: int
+    disk_free: int
+    disk_total: int
+    dispatching: bool = Field(description="whether this process hands out jobs; another one may")
+    trouble: str = Field("", description="why the queue waits, if it does")

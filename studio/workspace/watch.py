@@ -1,0 +1,51 @@
+"""From rows and folders to the hub: what happened to jobs since the last look, whichever process dispatches them."""
+
+import time
+from collections.abc import Callable
+
+from sqlalchemy import select
+
+from studio.errors import NotFound
+from studio.jobs.folder import JobFolder
+from studio.library.database import Database
+from studio.library.layout import Layout
+from studio.library.models import JobRow
+from studio.workspace.hub import Hub
+from studio.workspace.records import JobRecord
+
+OVERLAP_SECONDS = 2.0  # rows written a little later than stamped are seen in the next look
+
+
+class Watch:
+    """Publishes new events and changed rows, each once."""
+
+    def __init__(self, db: Database, layout: Layout, hub: Hub, record: Callable[[JobRow], JobRecord]) -> None:
+        self._db = db
+        self._layout = layout
+        self._hub = hub
+        self._record = record
+        self._begun = time.time()
+        self._seen: dict[str, float] = {}
+        self._offsets: dict[str, int] = {}
+
+    def look(self) -> None:
+        since = max([self._begun, *self._seen.values()]) - OVERLAP_SECONDS
+        with self._db.read() as session:
+            rows = list(session.scalars(select(JobRow).where((JobRow.updated > since) | (JobRow.state == "running")).order_by(JobRow.updated)))
+        for row in rows:
+            self._events(row)
+            if self._seen.get(row.id) != row.updated:
+                self._seen[row.id] = row.updated
+                self._hub.publish(row.id, row=self._record(row).model_dump(mode="json"))
+        self._seen = {id: seen for id, seen in self._seen.items() if seen > since - OVERLAP_SECONDS}
+
+    def _events(self, row: JobRow) -> None:
+        try:
+            folder = JobFolder.of(self._layout.jobs, row.id)
+        except NotFound:
+            return
+        # What was said before this process looked is in the job's folder; pages read it from there
+        start = self._offsets.get(row.id, 0 if row.created > self._begun else row.offset)
+        events, self._offsets[row.id] = folder.read(start)
+        for event in events:
+            self._hub.publish(row.id, event=event.model_dump(mode="json"))

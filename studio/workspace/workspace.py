@@ -1,0 +1,97 @@
+"""Everything a front end can do, in one place."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+
+import studio
+from studio.jobs.devices import devices
+from studio.jobs.processes import WorkerFolder, silent
+from studio.jobs.queue import Dispatcher, Loop
+from studio.library.database import Database
+from studio.library.layout import Layout, data_root
+from studio.library.models import JobRow
+from studio.workspace.bases import Bases
+from studio.workspace.gallery import Gallery
+from studio.workspace.hub import Hub
+from studio.workspace.jobs import Jobs, record
+from studio.workspace.library import Library
+from studio.workspace.records import DeviceRecord, Status
+from studio.workspace.sets import Sets
+from studio.workspace.watch import Watch
+
+
+class Workspace:
+    """One data folder and its use cases: `sets`, `jobs`, `library`, `gallery`, `bases`.
+
+    `start` runs the queue in the background: a studio does so at once, a command when it follows a job. Several processes may
+    open one data folder; one of them hands out jobs.
+    """
+
+    def __init__(self, layout: Layout, db: Database) -> None:
+        self.layout = layout
+        self.hub = Hub()
+        self.sets = Sets(db, layout)
+        self.bases = Bases(db, layout)
+        self.library = Library(db, layout)
+        self.gallery = Gallery(db, layout)
+        self.jobs = Jobs(db, layout, self.sets, self.bases, self.library)
+        self._db = db
+        self._dispatcher = Dispatcher(db, layout, devices)
+        self._loop = Loop(self._dispatcher, Watch(db, layout, self.hub, record).look)
+        self.jobs.on_change = self._loop.wake
+        self.jobs.on_follow = self.start
+        self.jobs.hub = self.hub
+
+    @classmethod
+    def open(cls, data: Path | None = None) -> "Workspace":
+        """The workspace of a data folder, made if it is new. Raises InputError if it cannot be written."""
+        layout = Layout(data_root(data)).create()
+        url = os.environ.get("STUDIO_DATABASE_URL") or f"sqlite:///{layout.database}"
+        return cls(layout, Database.open(url, layout.tmp / "migrate.lock"))
+
+    def start(self) -> None:
+        """Hand out jobs, or take over from whoever does when that ends; and feed the hub."""
+        self._loop.start()
+
+    def close(self) -> None:
+        """Stop the background work. Jobs that run go on in their workers; idle workers end."""
+        self._loop.stop()
+        self._db.close()
+
+    def __enter__(self) -> "Workspace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def events_since(self, seq: int, timeout: float = 0.0) -> list[dict[str, Any]]:
+        """Messages of the hub after that number."""
+        return self.hub.since(seq, timeout)
+
+    def status(self) -> Status:
+        """What runs, what waits, and how much room there is."""
+        with self._db.read() as session:
+            running = [record(row) for row in session.scalars(select(JobRow).where(JobRow.state == "running").order_by(JobRow.started))]
+            queued = session.scalar(select(func.count()).select_from(JobRow).where(JobRow.state == "queued")) or 0
+        usage = shutil.disk_usage(self.layout.root)
+        return Status(
+            version=studio.__version__,
+            boot=self.hub.boot,
+            data=str(self.layout.root),
+            devices=tuple(self._device(device.name, device.title, device.memory) for device in devices()),
+            running=tuple(running),
+            queued=queued,
+            disk_free=usage.free,
+            disk_total=usage.total,
+            dispatching=self._dispatcher.leads,
+            trouble=self._loop.trouble,
+        )
+
+    def _device(self, name: str, title: str, memory: int) -> DeviceRecord:
+        state = WorkerFolder(self.layout.workers, name).state()
+        worker = "none" if state is None else "silent" if silent(state) else "busy" if state.job else "idle"
+        return DeviceRecord(name=name, title=title, memory=memory, worker=worker, base=state.base if state else "")
