@@ -149,7 +149,7 @@ def _pictures(config: TrainConfig, run: Trained) -> dict[str, str]:
         "ss_max_bucket_reso": None,
         "ss_dataset_dirs": _json({folder: {"n_repeats": config.repeats, "img_count": n}}),
         "ss_tag_frequency": _json({folder: tag_frequency(run.captions)}),
-        "ss_bucket_info": _json({"buckets": buckets, "mean_img_ar_error": 0.0}),
+        "ss_bucket_info": _json({"buckets": buckets}),
     }
     return {key: str(value) for key, value in values.items()}
 

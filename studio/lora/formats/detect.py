@@ -20,7 +20,7 @@ _OTHER_ALGORITHMS = {
 
 @dataclass(frozen=True)
 class Detection:
-    """format: kohya, peft, dotted (diffusion_model.), checkpoint (a run's own) or unknown. family is empty if the file is of none that the studio knows, or could be of several."""
+    """format: kohya, peft, dotted (diffusion_model.), checkpoint (a run's own) or unknown. family is empty if it is unknown or could be several."""
 
     format: str
     family: str

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from studio.lora.formats import flux, sdxl
+from studio.families import flux_names, sdxl_names
 
 # Every segment that may hold an underscore or stand between underscores; longest first when matched.
 _WORDS = """
@@ -99,25 +99,25 @@ def target(module: str) -> Target | None:
     if head in ("text_encoder", "text_encoder_2"):
         path = path if path.startswith(("text_model.", "text_projection")) or ".block." in path else "text_model." + path
         family = "flux" if ".block." in path else ""
-        return Target(family, (f"{head}.{path}",)) if sdxl.TEXT.fullmatch(path) or flux.TEXT.fullmatch(path) else None
+        return Target(family, (f"{head}.{path}",)) if sdxl_names.TEXT.fullmatch(path) or flux_names.TEXT.fullmatch(path) else None
     return None
 
 
 def _denoiser(path: str) -> Target | None:
-    if sdxl.is_module(path):
+    if sdxl_names.is_module(path):
         return Target("sdxl", (f"unet.{path}",))
-    if flux.is_module(path):
+    if flux_names.is_module(path):
         return Target("flux", (f"transformer.{path}",))
     try:
-        parts = flux.parts_of(path)
+        parts = flux_names.parts_of(path)
         return Target("flux", tuple(f"transformer.{part}" for part in parts), path)
     except KeyError:
         pass
     try:
-        found = sdxl.from_ldm(path)
+        found = sdxl_names.from_ldm(path)
     except KeyError:
         return None
-    return Target("sdxl", (f"unet.{found}",)) if sdxl.is_module(found) else None
+    return Target("sdxl", (f"unet.{found}",)) if sdxl_names.is_module(found) else None
 
 
 def _encoder(module: str) -> Target | None:
@@ -126,8 +126,8 @@ def _encoder(module: str) -> Target | None:
     if found is None or path is None:
         return None
     if path.startswith("encoder.block."):  # T5
-        return Target("flux", (f"text_encoder_2.{path}",)) if found[1] in flux.PREFIXES and flux.TEXT.fullmatch(path) else None
-    part = sdxl.PREFIXES.get(found[1])
-    if part is None or not sdxl.TEXT.fullmatch(path):
+        return Target("flux", (f"text_encoder_2.{path}",)) if found[1] in flux_names.PREFIXES and flux_names.TEXT.fullmatch(path) else None
+    part = sdxl_names.PREFIXES.get(found[1])
+    if part is None or not sdxl_names.TEXT.fullmatch(path):
         return None
     return Target("sdxl" if part == "text_encoder_2" else "", (f"{part}.{path}",))

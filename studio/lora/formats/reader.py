@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from studio.errors import FormatError
+from studio.families import flux_names, sdxl_names
 from studio.lora.adapter import Adapter, Difference, Layer, LowRank
-from studio.lora.formats import flux, names, sdxl
+from studio.lora.formats import flux, names
 from studio.lora.formats.detect import algorithm, detect
 
 if TYPE_CHECKING:
@@ -70,18 +71,18 @@ def _layer(file: str, module: str, tensors: "dict[str, Tensor]", stated: Callabl
 def _parts(file: str, target: names.Target, layer: Layer) -> list[tuple[str, Layer]]:
     """The layer under its canonical path, in pieces if the file had several modules in one."""
     first = target.paths[0]
-    linear = target.family != "sdxl" or not sdxl.is_convolution(first)
+    linear = target.family != "sdxl" or not sdxl_names.is_convolution(first)
     if linear and isinstance(layer, LowRank):
         if layer.down.flatten(1).shape[1] != layer.down.shape[1]:
             raise FormatError(f"{file}: {first} is a linear layer, the file has a convolution of shape {list(layer.down.shape)} for it")
         layer = LowRank(layer.down.flatten(1), layer.up.flatten(1), layer.alpha)
     elif isinstance(layer, LowRank) and layer.up.dim() == 2:
         layer = LowRank(layer.down, layer.up[:, :, None, None], layer.alpha)
-    if target.fused and first.endswith(flux.SWAPPED):
+    if target.fused and first.endswith(flux_names.SWAPPED):
         return [(first, _swapped(layer))]
     if len(target.paths) == 1:
         return [(first, layer)]
-    sizes = flux.rows(target.fused, layer.shape[0], layer.shape[1])
+    sizes = flux_names.rows(target.fused, layer.shape[0], layer.shape[1])
     if min(sizes) <= 0:
         raise FormatError(f"{file}: {target.fused} has {layer.shape[0]} rows, too few for its parts")
     if isinstance(layer, Difference):
@@ -93,8 +94,8 @@ def _parts(file: str, target: names.Target, layer: Layer) -> list[tuple[str, Lay
 
 def _swapped(layer: Layer) -> Layer:
     if isinstance(layer, Difference):
-        return Difference(flux.swap_halves(layer.weight))
-    return LowRank(layer.down, flux.swap_halves(layer.up), layer.alpha)
+        return Difference(flux_names.swap_halves(layer.weight))
+    return LowRank(layer.down, flux_names.swap_halves(layer.up), layer.alpha)
 
 
 def _stated_alpha(file: str, metadata: Mapping[str, str]) -> Callable[[str, int], float]:

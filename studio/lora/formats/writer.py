@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from studio.errors import FormatError
+from studio.families import flux_names, sdxl_names
 from studio.lora.adapter import Adapter, Difference, Layer, LowRank
-from studio.lora.formats import flux, sdxl
+from studio.lora.formats import flux
 
 if TYPE_CHECKING:
     import torch
@@ -77,13 +78,13 @@ def _common_alpha(adapter: Adapter) -> float:
 
 
 def _sdxl_modules(adapter: Adapter) -> dict[str, Layer]:
-    prefixes = {part: prefix for prefix, part in sdxl.PREFIXES.items()}
+    prefixes = {part: prefix for prefix, part in sdxl_names.PREFIXES.items()}
     found = {}
     for path, layer in adapter.layers.items():
         part, _, inner = path.partition(".")
-        if part == "unet" and sdxl.is_module(inner):
-            found["lora_unet_" + sdxl.to_ldm(inner).replace(".", "_")] = layer
-        elif part in prefixes and sdxl.TEXT.fullmatch(inner):
+        if part == "unet" and sdxl_names.is_module(inner):
+            found["lora_unet_" + sdxl_names.to_ldm(inner).replace(".", "_")] = layer
+        elif part in prefixes and sdxl_names.TEXT.fullmatch(inner):
             found[f"{prefixes[part]}_{inner.replace('.', '_')}"] = layer
         else:
             raise FormatError(f"layer {path} has no name in kohya's SDXL format")
@@ -95,15 +96,15 @@ def _flux_modules(adapter: Adapter) -> dict[str, Layer]:
     found: dict[str, Layer] = {}
     for path, layer in adapter.layers.items():
         part, _, inner = path.partition(".")
-        if part in prefixes and flux.TEXT.fullmatch(inner):
+        if part in prefixes and flux_names.TEXT.fullmatch(inner):
             found[f"{prefixes[part]}_{inner.replace('.', '_')}"] = layer
             continue
-        if part != "transformer" or not flux.is_module(inner):
+        if part != "transformer" or not flux_names.is_module(inner):
             raise FormatError(f"layer {path} has no name in kohya's FLUX.1 format")
-        slot = flux.slot(inner)
+        slot = flux_names.slot(inner)
         name = "lora_unet_" + slot.name.replace(".", "_")
         if name not in found:
-            found[name] = _fused([adapter.layers.get(f"transformer.{other}") for other in slot.parts], swap=inner == flux.SWAPPED)
+            found[name] = _fused([adapter.layers.get(f"transformer.{other}") for other in slot.parts], swap=inner == flux_names.SWAPPED)
     return found
 
 
@@ -116,8 +117,8 @@ def _fused(layers: Sequence[Layer | None], swap: bool) -> Layer:
         if not swap:
             return first
         if isinstance(first, Difference):
-            return Difference(flux.swap_halves(first.weight))
-        return LowRank(first.down, flux.swap_halves(first.up), first.alpha)
+            return Difference(flux_names.swap_halves(first.weight))
+        return LowRank(first.down, flux_names.swap_halves(first.up), first.alpha)
     sizes = _sizes(layers, width=first.shape[1])
     if any(isinstance(layer, Difference) for layer in layers):
         return Difference(torch.cat([layer.delta() if layer else torch.zeros(size, first.shape[1]) for layer, size in zip(layers, sizes, strict=True)]))
