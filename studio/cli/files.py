@@ -27,12 +27,12 @@ def add(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
-        return details(workspace.library.find(arguments.name), as_json=arguments.json)
+        return details(workspace.library.show(arguments.name), as_json=arguments.json)
 
 
 def remove(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
-        found = workspace.library.find(arguments.name)
+        found = workspace.library.show(arguments.name)
         workspace.library.remove(found.id)
         tell(f"removed {found.name}")
         return 0

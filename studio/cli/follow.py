@@ -104,6 +104,10 @@ class Display:
         else:
             self._end(event)
 
+    def downloading(self, name: str, n_bytes: int, total: int) -> None:
+        """A download, counted in MB."""
+        self._moving(f"{name} (MB)", round(n_bytes / 1e6), max(1, round(total / 1e6)), "", new=n_bytes >= total)
+
     def _step(self, step: int, total: int, loss: float | None, seconds: float) -> None:
         if loss is not None:
             self._loss = loss if self._loss is None else self._loss + SMOOTHING * (loss - self._loss)

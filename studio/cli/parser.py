@@ -87,7 +87,7 @@ def _add_serve(verbs: "argparse._SubParsersAction[Parser]") -> None:
 def _add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
     train = _verb(verbs, "train", "runs.train", "one training run in the foreground")
     train.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings by their names with underscores; flags win over it")
-    train.add_argument("--resume", metavar="RUN", help="go on with a stopped or failed run; with --steps, extend a finished one to that many")
+    train.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped; with --steps N, train a finished one N steps further")
     add_settings(train, TrainConfig)
 
 
@@ -111,9 +111,10 @@ def _add_images(verbs: "argparse._SubParsersAction[Parser]") -> None:
     _verb(images, "list", "sets.list_sets", "all image sets")
     show = _verb(images, "show", "sets.show", "the pictures of a set with their captions")
     show.add_argument("name", metavar="SET")
-    add = _verb(images, "import", "sets.import_set", "make an image set from a folder of pictures, captions beside them")
-    add.add_argument("folder", metavar="FOLDER", help="folder of pictures, with .txt captions of the same names")
-    add.add_argument("--name", help="name of the set (default: the folder's)")
+    add = _verb(images, "import", "sets.import_set", "make an image set from pictures, with captions beside them")
+    add.add_argument("source", nargs="+", metavar="FOLDER_OR_FILE", help="a folder, or pictures, .txt captions of the same names and .zip files")
+    add.add_argument("--name", help="name of the set (default: that of the first source)")
+    add.add_argument("--trigger", default="", help="word that calls what the pictures show")
     remove = _verb(images, "remove", "sets.remove", "remove an image set; its trash keeps it for a while")
     remove.add_argument("name", metavar="SET")
 
@@ -136,7 +137,8 @@ def _add_jobs(verbs: "argparse._SubParsersAction[Parser]") -> None:
     for name, words in (
         ("show", "one job: state, settings, result"),
         ("cancel", "stop a job; its checkpoints stay"),
-        ("retry", "run a failed or cancelled job again"),
+        ("resume", "go on with a stopped run from its last checkpoint"),
+        ("retry", "run a job again from the start"),
         ("follow", "watch a job that runs already"),
     ):
         _verb(jobs, name, f"queue.{name}", words).add_argument("id", metavar="JOB")

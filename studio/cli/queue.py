@@ -31,6 +31,12 @@ def retry(arguments: argparse.Namespace) -> int:
         return watch(workspace, job.id, as_json=arguments.json)
 
 
+def resume(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        job = workspace.jobs.resume(arguments.id)
+        return watch(workspace, job.id, as_json=arguments.json)
+
+
 def follow(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
         return watch(workspace, arguments.id, as_json=arguments.json)

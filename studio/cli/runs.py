@@ -28,7 +28,7 @@ def train(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
         changes = _base_paths(workspace, config) | {"images": locate(config.images, lambda name: knows(workspace.sets.show, name))}
         if config.output:
-            changes["output"] = str(_file_to_write(config.output))
+            changes["output"] = _absolute(config.output)
         if config.start_from:
             changes["start_from"] = locate(config.start_from, lambda name: knows(workspace.library.find, name))
         job = workspace.jobs.train(config.model_copy(update=changes))
@@ -40,13 +40,10 @@ def _resume(arguments: argparse.Namespace) -> int:
     others = ", ".join(sorted(given - {"steps"}))
     if others:
         raise SettingsError(f"--resume goes on with the settings of the run; leave out {others}, or start a new run with --start-from")
+    if "steps" in given and not arguments.steps.isdecimal():
+        raise SettingsError(f"setting steps {arguments.steps!r}: with --resume, name how many steps more")
     with opened(arguments) as workspace:
-        if "steps" in given:
-            if not arguments.steps.isdigit():
-                raise SettingsError(f"setting steps {arguments.steps!r}: name the total number of steps")
-            job = workspace.jobs.extend(arguments.resume, int(arguments.steps))
-        else:
-            job = workspace.jobs.retry(arguments.resume)
+        job = workspace.jobs.extend(arguments.resume, int(arguments.steps)) if "steps" in given else workspace.jobs.resume(arguments.resume)
         return _watch(workspace, job.id, arguments.json)
 
 
@@ -60,10 +57,9 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    output = _file_to_write(arguments.output)
     with opened(arguments) as workspace:
-        source = locate(arguments.source, lambda name: False)
-        job = workspace.jobs.export(source, output=str(output), format=arguments.format, dtype=arguments.dtype)
+        source = locate(arguments.source, lambda name: True)
+        job = workspace.jobs.export(source, output=_absolute(arguments.output), format=arguments.format, dtype=arguments.dtype)
         return _watch(workspace, job.id, arguments.json)
 
 
@@ -87,6 +83,10 @@ def _base_paths(workspace: "Workspace", config: BaseChoice) -> dict[str, object]
 
     parts = {"base": config.base, "vae": config.vae, "encoders": config.encoders}
     return {name: locate(value, known) for name, value in parts.items() if value}
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).expanduser().absolute())
 
 
 def _collector(workspace: "Workspace", job: str, folder: Path) -> Callable[[Event], Event]:
@@ -133,20 +133,3 @@ def _folder_to_write(name: str) -> Path:
     except OSError as error:
         raise InputError(f"output {folder} cannot be written ({error.strerror}); name another folder with --output") from None
     return folder
-
-
-def _file_to_write(name: str) -> Path:
-    """The file's absolute path. Raises InputError before anything starts if it cannot be written."""
-    path = Path(name).expanduser().absolute()
-    if path.suffix != ".safetensors":
-        raise InputError(f"output {path.name!r} must end in .safetensors")
-    if not path.parent.is_dir():
-        raise InputError(f"output {path}: there is no folder {path.parent}; make it first or name another with --output")
-    if path.is_dir():
-        raise InputError(f"output {path} is a folder; name a file with --output")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"output {path} cannot be written ({error.strerror}); name another file with --output") from None
-    return path

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from studio.cli.opening import opened
 from studio.cli.output import details, listing, tell
+from studio.errors import InputError
 
 
 def list_sets(arguments: argparse.Namespace) -> int:
@@ -21,14 +22,20 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def import_set(arguments: argparse.Namespace) -> int:
-    folder = Path(arguments.folder).expanduser().absolute()
+    sources = [Path(source).expanduser().absolute() for source in arguments.source]
+    name = arguments.name or sources[0].stem
     with opened(arguments) as workspace:
-        report = workspace.sets.import_folder(arguments.name or folder.name, folder)
+        if sources[0].is_dir():
+            if len(sources) > 1:
+                raise InputError(f"{sources[0].name} is a folder, so it must be the only source; import the others into sets of their own")
+            report = workspace.sets.import_folder(name, sources[0], arguments.trigger)
+        else:
+            report = workspace.sets.import_files(name, [(source.name, source) for source in sources], arguments.trigger)
         for outcome in report.rejected:
             tell(f"left out {outcome.name}: {outcome.message}")
         if arguments.json:
             return details(report, as_json=True)
-        tell(f"{len(report.accepted)} pictures taken, {len(report.rejected)} left out")
+        tell(f"{len(report.accepted)} files taken into {name!r}, {len(report.rejected)} left out")
         return 0
 
 
