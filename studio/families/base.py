@@ -51,7 +51,8 @@ class Facts:
     civitai_base: str
     defaults: Mapping[str, Mapping[str, Any]]
     reasons: Mapping[str, str]  # setting -> why this default
-    samplers: Mapping[str, str]  # name as users know it -> key of generation.sampler
+    samplers: Mapping[str, str]  # name as users know it -> key of generation.schedulers
+    negative_prompts: bool = True  # False where guidance is distilled into the base: nothing is drawn away from
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Components:
     dtype: "torch.dtype"
     device: "torch.device"
     objective: Literal["epsilon", "v", "flow"]
+    warm: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what an engine keeps for as long as the base stays loaded
 
     @property
     def denoiser(self) -> "torch.nn.Module":

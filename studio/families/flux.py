@@ -60,6 +60,7 @@ FACTS = Facts(
         "precision": "bf16 has the range of fp32; T5 overflows in fp16",
     },
     samplers={"Euler": "flow_euler"},
+    negative_prompts=False,
 )
 
 
