@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 CONFIG = shared.CONFIGS / "flux"
 CLIP_TOKENS = 77
-TEXT_TOKENS = 512  # 256 for bases without guidance embedding (schnell); a base's habits may say otherwise
+TEXT_TOKENS = 512  # a base's habits may say otherwise
+SCHNELL_TOKENS = 256  # bases without guidance embedding
 # 1.0 keeps what guidance distillation put into the base; 3.5, the value to draw with, would have to be learned anew.
 TRAINING_GUIDANCE = 1.0
 
@@ -156,7 +157,7 @@ def _habits(guided: bool) -> dict[str, Any]:
     if guided:
         return {"text_tokens": TEXT_TOKENS}
     labels = {"modelspec": "flux-1-schnell/lora", "civitai_base": "Flux.1 S"}
-    return {"text_tokens": 256, "generate": {"steps": 4, "guidance": 0.0}, **labels}
+    return {"text_tokens": SCHNELL_TOKENS, "generate": {"steps": 4, "guidance": 0.0}, **labels}
 
 
 def _read_file(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dict[str, Any]:

@@ -76,12 +76,18 @@ def read_vae(base_folder: Path, other: Path | None, config: Path) -> "Autoencode
     from diffusers import AutoencoderKL
 
     if other is not None and other.is_file():
-        kwargs = {"config": str(config), "dtype": torch.float32, "local_files_only": True}
-        vae = reading(other, lambda: AutoencoderKL.from_single_file(str(other), **kwargs))
+        from studio.families import single
+
+        vae = single.read_vae(other, config)
     elif other is not None and (other / "config.json").is_file():
         vae = read_model(AutoencoderKL, other.parent, other.name, torch.float32)
     else:
         vae = read_model(AutoencoderKL, other or base_folder, "vae", torch.float32)
+    return accept_half_precision(vae)
+
+
+def accept_half_precision(vae: "AutoencoderKL") -> "AutoencoderKL":
+    """Pipelines hand latents of the denoiser's precision to the fp32 VAE; it widens them itself."""
     for module in (vae.post_quant_conv, vae.decoder):
         if module is not None:
             module.register_forward_pre_hook(_widen)
@@ -89,7 +95,6 @@ def read_vae(base_folder: Path, other: Path | None, config: Path) -> "Autoencode
 
 
 def _widen(module: "nn.Module", args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Pipelines hand half-precision latents to the fp32 VAE."""
     dtype = next(module.parameters()).dtype
     return (args[0].to(dtype), *args[1:])
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,17 @@ def identify(path: Path) -> Base:
     if path.is_file():
         return _identify_file(path)
     raise BaseError(f"{path}: no such file or folder; name a base from `base list`, a diffusers folder or a .safetensors file")
+
+
+def download(repo: str, into: Path, token: str | None = None, on_progress: Callable[[int, int], None] | None = None) -> Base:
+    """Fetch a diffusers model from the hub into that folder; going on after a break is cheap. on_progress gets bytes done and in all.
+
+    Raises BaseError in one line: gated, missing, no network, of another kind, disk full.
+    """
+    from studio.families import hub
+
+    hub.fetch(repo, into, token, on_progress or (lambda done, total: None))
+    return identify(into)
 
 
 def _find(name: str, registered: Mapping[str, Path]) -> Base:
