@@ -15,7 +15,7 @@ from studio.cli.opening import knows, opened
 from studio.cli.output import emit, tell
 from studio.config import BaseChoice, GenerateConfig, TrainConfig
 from studio.errors import BaseError, InputError, SettingsError
-from studio.events import Event
+from studio.events import Event, Exported, Image, Sample
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -32,7 +32,10 @@ def train(arguments: argparse.Namespace) -> int:
         if config.start_from:
             changes["start_from"] = locate(config.start_from, lambda name: knows(workspace.library.find, name))
         job = workspace.jobs.train(config.model_copy(update=changes))
-        return _watch(workspace, job.id, arguments.json)
+        code = _watch(workspace, job.id, arguments.json, seen=_locator(workspace, job.id, changes.get("output")))
+        if code == 0 and not arguments.json:
+            tell(f"draw with it: lora-studio generate --base {config.base} --lora {config.name} --prompt TEXT --output DIR")
+        return code
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -44,7 +47,7 @@ def _resume(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"setting steps {arguments.steps!r}: with --resume, name how many steps more")
     with opened(arguments) as workspace:
         job = workspace.jobs.extend(arguments.resume, int(arguments.steps)) if "steps" in given else workspace.jobs.resume(arguments.resume)
-        return _watch(workspace, job.id, arguments.json)
+        return _watch(workspace, job.id, arguments.json, seen=_locator(workspace, job.id))
 
 
 def generate(arguments: argparse.Namespace) -> int:
@@ -85,6 +88,19 @@ def _base_paths(workspace: "Workspace", config: BaseChoice) -> dict[str, object]
     return {name: locate(value, known) for name, value in parts.items() if value}
 
 
+def _locator(workspace: "Workspace", job: str, output: object = None) -> Callable[[Event], Event]:
+    """Reports files by their full paths; the finished LoRA where the user asked for it."""
+
+    def seen(event: Event) -> Event:
+        if isinstance(event, Exported) and output:
+            return event.model_copy(update={"path": str(output)})
+        if isinstance(event, Exported | Sample) and not Path(event.path).is_absolute():
+            return event.model_copy(update={"path": str(workspace.jobs.file(job, event.path))})
+        return event
+
+    return seen
+
+
 def _absolute(name: str) -> str:
     return str(Path(name).expanduser().absolute())
 
@@ -93,7 +109,7 @@ def _collector(workspace: "Workspace", job: str, folder: Path) -> Callable[[Even
     """Copies every finished picture to `folder` and reports it under its new path."""
 
     def seen(event: Event) -> Event:
-        if event.kind != "image":
+        if not isinstance(event, Image):
             return event
         source = workspace.jobs.file(job, event.path)
         return event.model_copy(update={"path": str(_copy(source, folder))})
