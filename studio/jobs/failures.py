@@ -14,7 +14,8 @@ def explain(error: BaseException, settings: Mapping[str, Any], folder: Path, che
     """The event for an error that ended a job. The traceback belongs into log.txt, not here."""
     held = kept(checkpoints)
     if isinstance(error, StudioError):
-        return Failed(message=str(error), kept=held, error=type(error).__name__)
+        kind = next(kind for kind in type(error).__mro__ if kind.__module__ == StudioError.__module__)  # a room may refine a shared error
+        return Failed(message=str(error), kept=held, error=kind.__name__)
     if _out_of_memory(error):
         return Failed(message="the device ran out of memory", remedy=lower_setting(settings), kept=held, error="RunError")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,0 +1,84 @@
+"""From a folder of pictures to a file for others and a picture drawn with it, in a script's words."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import CommandLine
+
+SMALL = ["--steps", "2", "--batch-size", "1", "--rank", "4", "--resolution", "64", "--seed", "7"]
+
+
+@pytest.fixture(scope="module", params=["demo-sdxl", "demo-flux"])
+def base(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(base: str, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[CommandLine, Path]:
+    """A studio with a run of two steps, and the file it wrote."""
+    folder = tmp_path_factory.mktemp("whole-way")
+    studio, output = CommandLine(folder / "data"), folder / "sun.safetensors"
+    said = studio("train", "--base", base, "--images", pictures, "--name", "sun", "--output", output, "--trigger", "sunny", *SMALL, "--json")
+    assert said.code == 0, said.err
+    lines = said.lines
+    assert lines[0]["kind"] == "submitted" and lines[-1]["kind"] == "finished"
+    assert [line["step"] for line in lines if line["kind"] == "step"] == [1, 2]
+    assert [line["path"] for line in lines if line["kind"] == "exported"] == [str(output)]
+    assert next(line for line in lines if line["kind"] == "started")["settings"]["seed"] == 7
+    return studio, output
+
+
+def test_the_file_says_what_it_is(base: str, trained: tuple[CommandLine, Path]) -> None:
+    studio, output = trained
+    (found,) = studio("inspect", output, "--json").lines
+    assert (found["family"], found["rank"]) == (base.removeprefix("demo-"), 4)
+    assert found["metadata"]["ss_network_dim"] == "4"
+
+
+def test_the_library_and_the_queue_know_the_run(base: str, trained: tuple[CommandLine, Path]) -> None:
+    studio, _ = trained
+    (adapter,) = studio("library", "list", "sun", "--json").lines
+    assert (adapter["name"], adapter["trigger"], adapter["base"]) == ("sun", "sunny", base)
+    jobs = studio("jobs", "list", "--json").lines
+    assert ("train", "finished") in {(job["kind"], job["state"]) for job in jobs}
+
+
+def test_it_draws_with_the_lora_into_a_folder(base: str, trained: tuple[CommandLine, Path], tmp_path: Path) -> None:
+    studio, _ = trained
+    arguments = ["--base", base, "--prompt", "sunny a tree", "--lora", "sun=0.8", "--size", "64x64", "--steps", "2", "--seed", "3"]
+    for expected in (["first"], ["first", "second"]):  # the second run must not write over the first
+        said = studio("generate", *arguments, "--output", tmp_path / "drawn", "--json")
+        assert said.code == 0, said.err
+        images = [line for line in said.lines if line["kind"] == "image"]
+        assert len(images) == 1 and images[0]["seed"] == 3
+        with Image.open(images[0]["path"]) as picture:
+            assert picture.size == (64, 64)
+            assert "sun" in picture.text["parameters"]  # type: ignore[attr-defined]
+        assert len(list((tmp_path / "drawn").iterdir())) == len(expected)
+
+
+def test_it_exports_for_diffusers(trained: tuple[CommandLine, Path], tmp_path: Path) -> None:
+    studio, _ = trained
+    output = tmp_path / "sun-peft.safetensors"
+    said = studio("export", "sun", "--output", output, "--format", "peft", "--dtype", "fp32", "--json")
+    assert said.code == 0, said.err
+    assert said.lines[-1]["kind"] == "finished"
+    (found,) = studio("inspect", output, "--json").lines
+    assert found["kind"] != "" and found["rank"] == 4
+
+
+def test_a_lora_for_another_base_is_refused(base: str, trained: tuple[CommandLine, Path], tmp_path: Path) -> None:
+    studio, output = trained
+    other = {"demo-sdxl": "demo-flux", "demo-flux": "demo-sdxl"}[base]
+    said = studio("generate", "--base", other, "--prompt", "x", "--lora", output, "--output", tmp_path / "drawn")
+    assert said.code == 2
+    assert "is a LoRA for" in said.err and len(said.err.strip().splitlines()) == 1
+
+
+def test_a_finished_run_can_be_trained_further(trained: tuple[CommandLine, Path]) -> None:
+    studio, _ = trained
+    said = studio("train", "--resume", "sun", "--steps", "1", "--json")
+    assert said.code == 0, said.err
+    assert [line["step"] for line in said.lines if line["kind"] == "step"] == [3]

@@ -1,0 +1,18 @@
+"""What every test may rely on: nothing of the person who runs it, and no network."""
+
+import os
+
+import pytest
+
+for name in [name for name in os.environ if name.startswith("STUDIO_")]:
+    del os.environ[name]  # settings of the person who runs the tests are no part of them
+os.environ["STUDIO_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long tests run when asked for with -m, GPU tests where there is a card."""
+    if not config.getoption("-m"):
+        left = [item for item in items if item.get_closest_marker("long") or item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
