@@ -255,7 +255,7 @@ def _texts(source: Path | str | bytes, name: str) -> dict[str, str]:
 
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=("PNG", "JPEG", "WEBP")) as image:
-            found = {key: value for key, value in image.info.items() if isinstance(value, str)}
+            found = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
             comment = image.getexif().get_ifd(0x8769).get(0x9286) if "parameters" not in found else None
     except FileNotFoundError:
         raise ImageError(f"{source}: no such file") from None

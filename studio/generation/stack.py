@@ -213,5 +213,5 @@ def _digest(adapter: Adapter) -> str:
         values: Sequence[Any] = (layer.down, layer.up) if isinstance(layer, LowRank) else (layer.delta(),)
         digest.update(f"{path} {layer.alpha} {[tuple(value.shape) for value in values]} {[str(value.dtype) for value in values]}".encode())
         for value in values:
-            digest.update(memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Measure what LoRAs do to pictures."""

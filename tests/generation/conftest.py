@@ -1,0 +1,57 @@
+"""The demo bases with all parts, loaded once, and adapters of random numbers for them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from studio.families import sources
+from studio.families.base import Components
+from studio.generation.sampler import open_base
+from studio.lora.adapter import Adapter, LowRank
+from studio.lora.attach import module_map
+
+BASES = ("demo-sdxl", "demo-flux")
+
+
+@dataclass
+class Asked:
+    """Requests that appear at the given look, counted from 1."""
+
+    wish: str = ""
+    at: int = 0
+    looks: int = field(default=0)
+
+    def pending(self) -> set[str]:
+        self.looks += 1
+        return {self.wish} if self.wish and self.looks >= self.at else set()
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Callable[[str], Components]:
+    kept: dict[str, Components] = {}
+
+    def load(name: str) -> Components:
+        if name not in kept:
+            kept[name] = open_base(sources.find(name), "fp32", "cpu")
+        return kept[name]
+
+    return load
+
+
+@pytest.fixture(params=BASES)
+def c(request: pytest.FixtureRequest, loaded: Callable[[str], Components]) -> Components:
+    return loaded(request.param)
+
+
+def adapter(c: Components, seed: int, contains: Sequence[str] = (".attn",), *, rank: int = 4, size: float = 0.3, every: int = 1) -> Adapter:
+    """Random low-rank layers on modules whose path contains one of the words."""
+    draw = torch.Generator().manual_seed(seed)
+    paths = [path for path, module in module_map(c).items() if any(word in path for word in contains) and module.weight.ndim in (2, 4)]  # type: ignore[union-attr]
+    layers = {}
+    for path in paths[::every]:
+        shape = module_map(c)[path].weight.shape  # type: ignore[union-attr]
+        down = torch.randn(rank, *shape[1:], generator=draw) / shape[1:].numel() ** 0.5
+        layers[path] = LowRank(down, torch.randn(shape[0], rank, *([1] * (len(shape) - 2)), generator=draw) * size / rank**0.5, alpha=rank / 2)
+    return Adapter(c.facts.name, layers, {"ss_output_name": f"random-{seed}", "sshs_model_hash": f"{seed:064x}"})
