@@ -1,0 +1,1 @@
+"""Measured speed and memory of the studio's own paths."""
