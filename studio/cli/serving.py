@@ -1,8 +1,8 @@
 """serve: the studio in the browser."""
 
 import argparse
-from pathlib import Path
 
+from studio.cli.opening import opened
 from studio.errors import SettingsError
 
 
@@ -11,5 +11,6 @@ def serve(arguments: argparse.Namespace) -> int:
         raise SettingsError(f"port {arguments.port} is not between 0 and 65535")
     from studio.ui.serve import serve as run
 
-    run(Path(arguments.data) if arguments.data else None, host=arguments.host, port=arguments.port, browser=not arguments.no_browser)
+    with opened(arguments) as workspace:
+        run(workspace, host=arguments.host, port=arguments.port, open_browser=not arguments.no_browser)
     return 0
