@@ -1,0 +1,85 @@
+// Queue: every job with its state and progress; cancel, run again, open, remove with undo.
+
+import * as api from "./api.js";
+import { on, say } from "./bus.js";
+import { menu } from "./dialogs.js";
+import { badge, button, empty, h, icon, keyed } from "./dom.js";
+import { ago, count, duration } from "./format.js";
+import { show } from "./shell.js";
+import { isActive, refresh, state } from "./state.js";
+import { words } from "./status.js";
+import { failed, toast } from "./toasts.js";
+
+const SYMBOLS = { train: "train", generate: "generate", export: "download" };
+const TONES = { running: "accent", finished: "good", failed: "bad", interrupted: "warn" };
+const ORDER = { running: 0, queued: 1 };
+
+const post = (job, verb, body) => api.post(`/jobs/${api.id(job.id)}/${verb}`, body).catch(failed("That did not work"));
+
+function open(job) {
+  if (job.kind === "train") { show("train"); say("open-run", job.id); }
+  if (job.kind === "generate") show("generate");
+}
+
+async function remove(job) {
+  try {
+    const { token } = await api.del(`/jobs/${api.id(job.id)}`);
+    await refresh("jobs");
+    toast(`${job.name} removed`, { detail: "What it made stays.", action: "Undo", act: () => api.post("/jobs/restore", { token }).then(() => refresh("jobs")).catch(failed("Could not bring it back")) });
+  } catch (error) {
+    failed("The job was not removed")(error);
+  }
+}
+
+function choices(job) {
+  const items = [];
+  if (job.state === "queued") items.push({ label: "Run next", symbol: "upload", act: () => post(job, "move", { place: 0 }) });
+  if (job.kind === "train" && ["cancelled", "failed", "interrupted"].includes(job.state)) items.push({ label: "Go on from the last checkpoint", symbol: "play", act: () => post(job, "resume") });
+  if (!isActive(job)) items.push({ label: "Run again", symbol: "retry", act: () => post(job, "retry") }, { label: "Remove", symbol: "trash", danger: true, act: () => remove(job) });
+  return items;
+}
+
+function makeRow(job) {
+  const bar = h("span", { class: "st-track" }, h("i"));
+  const node = h("li", { class: "st-row is-job", tabIndex: 0 }, h("span", { class: "st-row-icon" }, icon(SYMBOLS[job.kind] ?? "queue", 20)), h("div", { class: "st-row-text" }, h("b"), h("small")), h("div", { class: "st-row-progress" }, bar, h("small")), h("span", { class: "st-row-state" }), h("span", { class: "st-row-tools" }));
+  node.addEventListener("click", (event) => event.target.closest("button") || open(node.job));
+  node.addEventListener("keydown", (event) => { if (event.target === node && event.key === "Enter") open(node.job); });
+  return node;
+}
+
+function fillRow(node, job) {
+  node.job = job;
+  const [text, progress, badgePlace, tools] = [node.children[1], node.children[2], node.children[3], node.children[4]];
+  text.firstChild.textContent = job.name;
+  const trouble = ["failed", "interrupted"].includes(job.state) ? [job.message, job.remedy].filter(Boolean).join(" ") : "";
+  text.lastChild.textContent = trouble || [job.kind, job.base, ago(job.created)].filter(Boolean).join(" · ");
+  text.lastChild.classList.toggle("st-misfit", Boolean(trouble));
+  progress.classList.toggle("is-idle", !isActive(job));
+  progress.firstChild.hidden = job.state !== "running";
+  progress.firstChild.firstChild.style.width = `${job.total ? (100 * job.step) / job.total : 0}%`;
+  progress.firstChild.classList.toggle("is-busy", job.state === "running" && !job.step);
+  const took = job.started && job.finished ? `took ${duration(job.finished - job.started)}` : "";
+  progress.lastChild.textContent = job.state === "running" ? [words(job), job.eta ? `${duration(job.eta)} left` : ""].filter(Boolean).join(" · ") : took;
+  if (node.dataset.state === `${job.state}${job.cancelling}`) return;
+  node.dataset.state = `${job.state}${job.cancelling}`;
+  badgePlace.replaceChildren(badge(job.cancelling && isActive(job) ? "stopping" : job.state, TONES[job.state]));
+  const cancel = isActive(job) ? button(`Cancel ${job.name}`, { kind: "icon quiet", symbol: "stop", reason: job.cancelling ? "It stops after this step" : "", act: () => post(job, "cancel") }) : null;
+  tools.replaceChildren(...[cancel, choices(job).length ? button(`More for ${job.name}`, { kind: "icon quiet", symbol: "more", act: (_, at) => menu(at, choices(job)) }) : null].filter(Boolean));
+}
+
+export function mount(element) {
+  const list = h("ul", { class: "st-rows" });
+  const none = empty("queue", "The queue is empty", ["Training runs, pictures and exports wait here for their turn. They go on when this page is closed."], button("Train", { kind: "primary", symbol: "train", act: () => show("train") }), button("Generate", { symbol: "generate", act: () => show("generate") }));
+  const title = h("h2", {}, "Queue");
+  element.replaceChildren(h("section", { class: "st-queue", "aria-label": "Queue" }, h("header", { class: "st-view-head" }, title), h("div", { class: "st-scroll" }, none, list)));
+  const draw = () => {
+    none.hidden = state.jobs.length > 0 || !state.loaded.jobs;
+    const active = state.jobs.filter(isActive).length;
+    title.textContent = active ? `Queue · ${count(active, "job")} to do` : "Queue";
+    const sorted = [...state.jobs].sort((a, b) => (ORDER[a.state] ?? 2) - (ORDER[b.state] ?? 2) || (isActive(a) ? a.created - b.created : b.created - a.created));
+    keyed(list, sorted, (job) => job.id, makeRow, fillRow);
+  };
+  on("jobs", draw);
+  on("removed", ({ job }) => { state.jobs = state.jobs.filter((one) => one.id !== job); say("jobs", state.jobs); });
+  draw();
+}

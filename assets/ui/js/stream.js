@@ -1,0 +1,43 @@
+// The one open connection of a tab: numbered messages from the server, gone on with after a break, begun anew after a restart.
+
+import { say } from "./bus.js";
+
+let last = 0;
+let boot = "";
+let wait = 500;
+let lost = false;
+let socket = null;
+
+function take(message) {
+  if (message.kind === "hello") {
+    if (boot && boot !== message.boot) say("restarted", message);
+    boot = message.boot;
+    last = message.seq;
+    if (lost) say("connection", { open: true });
+    lost = false;
+    say("status", message.status);
+    say("resync", {});
+    return;
+  }
+  last = message.seq;
+  say(message.kind, message);
+}
+
+function open() {
+  const scheme = location.protocol === "https:" ? "wss" : "ws";
+  socket = new WebSocket(`${scheme}://${location.host}/api/stream?after=${last}&boot=${encodeURIComponent(boot)}`);
+  socket.onmessage = (event) => {
+    wait = 500;
+    take(JSON.parse(event.data));
+  };
+  socket.onclose = () => {
+    if (!lost) say("connection", { open: false });
+    lost = true;
+    setTimeout(open, wait);
+    wait = Math.min(wait * 1.6, 5000);
+  };
+}
+
+export function connect() {
+  if (!socket) open();
+}

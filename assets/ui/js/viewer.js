@@ -1,0 +1,94 @@
+// Generate, centre: the picture being made, or the one looked at.
+
+import { on, say } from "./bus.js";
+import { command } from "./commands.js";
+import { button, empty, h, icon, setReason } from "./dom.js";
+import { images, removeSelected, select, selected, step } from "./images.js";
+import { onDrop } from "./intake.js";
+import { lightbox } from "./lightbox.js";
+import { recall, recallFile } from "./recall.js";
+import { current } from "./shell.js";
+import { isActive, state } from "./state.js";
+import * as api from "./api.js";
+import { failed } from "./toasts.js";
+import { duration } from "./format.js";
+
+let follow = "";
+let shownJob = null;
+let index = 0;
+
+const active = () => state.jobs.filter((job) => job.kind === "generate" && isActive(job));
+
+function progress() {
+  const bar = h("span", { class: "st-track is-tall", role: "progressbar", "aria-label": "Drawing" }, h("i"));
+  const words = h("b");
+  const rest = h("small");
+  const cancel = button("Cancel", { kind: "small", symbol: "stop", title: "Esc", act: () => say("cancel-generate") });
+  const node = h("div", { class: "st-drawing", hidden: true }, h("div", { class: "st-drawing-words" }, words, rest, h("span", { class: "st-spring" }), cancel), bar);
+  return {
+    node,
+    draw(job) {
+      node.hidden = !job;
+      if (!job) return;
+      const count = job.settings?.count ?? 1;
+      const done = job.step && job.total;
+      words.textContent = job.state === "queued" ? "Waits for its turn" : done ? `Step ${job.step} of ${job.total}${count > 1 ? ` · picture ${Math.min(index + 1, count)} of ${count}` : ""}` : job.message || "Loading the base";
+      rest.textContent = job.eta ? `${duration(job.eta)} left` : "";
+      bar.firstChild.style.width = `${done ? (100 * job.step) / job.total : 0}%`;
+      bar.classList.toggle("is-busy", job.state === "running" && !done);
+      setReason(cancel, job.cancelling ? "It stops after this step" : "");
+    },
+  };
+}
+
+function declare() {
+  const here = () => current() === "generate" && Boolean(selected());
+  command({ id: "recall-all", title: "Recall all settings of the picture", keys: "A", symbol: "recall", when: here, run: () => recall(selected().settings) });
+  command({ id: "recall-seed", title: "Recall the seed", keys: "S", symbol: "dice", when: here, run: () => recall(selected().settings, "seed") });
+  command({ id: "recall-prompt", title: "Recall the prompt", keys: "P", symbol: "text", when: here, run: () => recall(selected().settings, "prompt") });
+  command({ id: "image-next", title: "Next picture", keys: "ArrowRight", symbol: "chevron", when: here, run: () => step(1) });
+  command({ id: "image-before", title: "Picture before", keys: "ArrowLeft", symbol: "chevron", when: here, run: () => step(-1) });
+  command({ id: "image-delete", title: "Delete the picture", keys: "Delete", symbol: "trash", when: here, run: removeSelected });
+}
+
+export function mount(element) {
+  const image = h("img", { class: "st-view-image", alt: "", title: "Click to see it large" });
+  const bar = progress();
+  const frame = h("div", { class: "st-view-frame" }, image);
+  const pending = h("div", { class: "st-view-pending", hidden: true }, icon("generate", 34));
+  const none = empty("generate", "Say what to draw", ["Write a prompt on the left, add a LoRA or two, and press Generate.", "Drop a PNG made here or in another web UI to get its settings back."]);
+  const trouble = h("div", { class: "st-trouble", role: "alert", hidden: true });
+  const stage = h("section", { class: "st-stage", "aria-label": "Picture" }, none, frame, pending, trouble, bar.node);
+  element.replaceChildren(stage);
+  onDrop(stage, (files) => files.length && recallFile(files));
+  image.addEventListener("click", () => lightbox(images.items.map((item) => ({ src: item.url, title: `${item.width} × ${item.height} · seed ${item.seed}`, text: item.prompt })), Math.max(0, images.items.findIndex((item) => item.id === images.selected))));
+  const draw = () => {
+    const item = selected();
+    const job = active().find((one) => one.state === "running") ?? active()[0];
+    bar.draw(job);
+    if (job && job.id !== shownJob) { shownJob = job.id; index = 0; }
+    const waits = Boolean(job) && follow === job.id && index === 0;
+    pending.hidden = !waits;
+    const size = waits ? [job.settings?.width, job.settings?.height] : item ? [item.width, item.height] : null;
+    if (size?.[0]) for (const node of [frame, pending]) { node.style.setProperty("--w", size[0]); node.style.setProperty("--h", size[1]); }
+    frame.hidden = waits || !item;
+    none.hidden = waits || Boolean(item) || !images.loaded;
+    if (item && image.getAttribute("src") !== item.url) { image.src = item.url; image.alt = item.prompt || "Generated picture"; }
+    const lost = !job && state.jobs.find((one) => one.id === follow && one.state === "failed");
+    trouble.hidden = !lost;
+    if (lost) trouble.replaceChildren(icon("error", 20), h("span", {}, [lost.message, lost.remedy].filter(Boolean).join(" ")));
+  };
+  on("images", () => {
+    const newest = images.items[0];
+    if (newest && follow && newest.job === follow && newest.id !== images.selected) select(newest.id);
+    else if (newest && !selected()) select(newest.id);
+    draw();
+  });
+  on("image-selected", draw);
+  on("jobs", draw);
+  on("event", ({ job, event }) => { if (event.kind === "image" && job === shownJob) { index = event.index + 1; draw(); } });
+  on("generating", (job) => { follow = job.id; draw(); });
+  on("cancel-generate", () => { const job = active().find((one) => one.state === "running") ?? active()[0]; if (job) api.post(`/jobs/${api.id(job.id)}/cancel`).catch(failed("It was not cancelled")); });
+  declare();
+  draw();
+}

@@ -1,0 +1,95 @@
+"""/api/adapters: the LoRAs of the library."""
+
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from studio.api.replies import public, send_file
+from studio.api.uploads import received
+from studio.config import safe_stem
+from studio.errors import StudioError
+from studio.workspace import Workspace
+
+
+class Token(BaseModel):
+    token: str = Field(min_length=1, max_length=200)
+
+
+class NewName(BaseModel):
+    name: str = Field(min_length=1, max_length=100)
+
+
+def routes(workspace: Workspace) -> APIRouter:
+    router = APIRouter(prefix="/adapters")
+    _incoming(router, workspace)
+    _listed(router, workspace)
+    return router
+
+
+def _incoming(router: APIRouter, workspace: Workspace) -> None:
+    library = workspace.library
+
+    @router.post("")
+    async def add(request: Request) -> dict[str, Any]:
+        """Take .safetensors files in; each is told for itself."""
+        added, rejected = [], []
+        async with received(request, workspace.layout.tmp) as files:
+            for name, path in files:
+                try:
+                    stem = safe_stem(name.removesuffix(".safetensors"))
+                    added.append(_adapter(await run_in_threadpool(library.add, path, stem)))
+                except StudioError as error:
+                    rejected.append({"name": name, "message": str(error).replace(path.name, name)})
+        return {"accepted": len(added), "items": added, "rejected": public(rejected), "skipped": 0}
+
+    @router.post("/inspect")
+    async def inspect(request: Request) -> dict[str, Any]:
+        async with received(request, workspace.layout.tmp) as files:
+            name, path = files[0]
+            return {**public(await run_in_threadpool(library.inspect, path)), "file": name}
+
+    @router.post("/restore")
+    def restore(body: Token) -> dict[str, Any]:
+        return _adapter(library.restore(body.token))
+
+
+def _listed(router: APIRouter, workspace: Workspace) -> None:
+    library = workspace.library
+
+    @router.get("")
+    def listed(q: str = Query("", max_length=300), family: str = "", before: str | None = None, limit: int = Query(100, ge=1, le=500)) -> dict[str, Any]:
+        return {"items": [_adapter(record) for record in library.list(q, family, before, limit)]}
+
+    @router.get("/{id}")
+    def show(id: str) -> dict[str, Any]:
+        return _adapter(library.show(id))
+
+    @router.get("/{id}/inspect")
+    def details(id: str) -> dict[str, Any]:
+        return public(library.inspect(library.path(id)))
+
+    @router.get("/{id}/preview")
+    def preview(id: str) -> FileResponse:
+        return send_file(library.preview(id))
+
+    @router.get("/{id}/file")
+    def file(id: str) -> FileResponse:
+        path = library.path(id)
+        return send_file(path, name=path.name)
+
+    @router.patch("/{id}")
+    def rename(id: str, body: NewName) -> dict[str, Any]:
+        return _adapter(library.rename(id, body.name))
+
+    @router.delete("/{id}")
+    def remove(id: str) -> dict[str, Any]:
+        return {"token": library.remove(id)}
+
+
+def _adapter(record: Any) -> dict[str, Any]:
+    address = f"/api/adapters/{quote(record.id, safe='')}"
+    return {**public(record), "name": record.name, "preview": f"{address}/preview" if record.preview else "", "file": f"{address}/file"}

@@ -1,0 +1,44 @@
+"""/api/bases: base models that can be trained on and drawn with."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from studio.api.replies import public
+from studio.workspace import Workspace
+
+
+class NewBase(BaseModel):
+    name: str = Field(min_length=1, max_length=100)
+    path: str = Field(min_length=1, max_length=4096, description="a diffusers folder or a .safetensors file on this machine")
+    vae: str | None = Field(default=None, max_length=4096)
+    encoders: str | None = Field(default=None, max_length=4096)
+
+
+class Token(BaseModel):
+    token: str = Field(min_length=1, max_length=200)
+
+
+def routes(workspace: Workspace) -> APIRouter:
+    router = APIRouter(prefix="/bases")
+    bases = workspace.bases
+
+    @router.get("")
+    def listed() -> dict[str, Any]:
+        return {"items": public(bases.list())}
+
+    @router.post("", status_code=201)
+    def add(body: NewBase) -> dict[str, Any]:
+        return public(bases.add(body.name, Path(body.path), body.vae or None, body.encoders or None))
+
+    @router.post("/restore")
+    def restore(body: Token) -> dict[str, Any]:
+        return public(bases.restore(body.token))
+
+    @router.delete("/{name}")
+    def remove(name: str) -> dict[str, Any]:
+        return {"token": bases.remove(name)}
+
+    return router

@@ -1,0 +1,64 @@
+"""/api/images: generated pictures."""
+
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from studio.api.replies import public, send_file
+from studio.api.uploads import received
+from studio.workspace import Workspace
+
+
+class Token(BaseModel):
+    token: str = Field(min_length=1, max_length=200)
+
+
+def routes(workspace: Workspace) -> APIRouter:
+    router = APIRouter(prefix="/images")
+    gallery = workspace.gallery
+
+    @router.get("")
+    def listed(before: str | None = None, limit: int = Query(60, ge=1, le=200), job: str | None = None) -> dict[str, Any]:
+        return {"items": [_image(record) for record in gallery.list(before, limit, job)]}
+
+    @router.post("/recall")
+    async def recall(request: Request) -> dict[str, Any]:
+        """The settings that an uploaded PNG carries."""
+        async with received(request, workspace.layout.tmp) as files:
+            return public(await run_in_threadpool(gallery.recall, files[0][1]))
+
+    @router.post("/restore")
+    def restore(body: Token) -> dict[str, Any]:
+        return _image(gallery.restore(body.token))
+
+    @router.get("/{id}")
+    def show(id: str) -> dict[str, Any]:
+        return _image(gallery.show(id))
+
+    @router.get("/{id}/file")
+    def file(id: str, save: bool = False) -> FileResponse:
+        path = gallery.path(id)
+        return send_file(path, name=path.name if save else None, keep=True)
+
+    @router.get("/{id}/thumbnail")
+    def thumbnail(id: str, side: int = Query(256, ge=16, le=1024)) -> FileResponse:
+        return send_file(gallery.thumbnail(id, side), keep=True)
+
+    @router.get("/{id}/recall")
+    def settings(id: str) -> dict[str, Any]:
+        return public(gallery.recall(gallery.show(id).id))
+
+    @router.delete("/{id}")
+    def remove(id: str) -> dict[str, Any]:
+        return {"token": gallery.remove(id)}
+
+    return router
+
+
+def _image(record: Any) -> dict[str, Any]:
+    address = f"/api/images/{quote(record.id, safe='')}"
+    return {**public(record), "url": f"{address}/file", "thumbnail": f"{address}/thumbnail"}

@@ -1,0 +1,154 @@
+"""/api/jobs: submit, follow, steer, fetch what a job made."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+
+from studio.api.replies import public, send_file
+from studio.config import GenerateConfig, TrainConfig, build, safe_stem
+from studio.errors import NotFound, SettingsError
+from studio.workspace import Workspace
+
+POINTS = 2000
+
+
+class Steps(BaseModel):
+    steps: int = Field(ge=1, le=1_000_000)
+
+
+class Place(BaseModel):
+    place: int = Field(ge=0, le=1_000_000)
+
+
+class Token(BaseModel):
+    token: str = Field(min_length=1, max_length=200)
+
+
+class Export(BaseModel):
+    source: str = Field(min_length=1, max_length=300, description="run, RUN@STEP, or a library name")
+    name: str = Field(default="", max_length=200, description="stem of the file")
+    format: Literal["kohya", "peft"] = "kohya"
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    library: bool = Field(default=False, description="put the file into the library instead of offering it for download")
+
+
+def routes(workspace: Workspace) -> APIRouter:
+    router = APIRouter(prefix="/jobs")
+    _submit(router, workspace)
+    _read(router, workspace)
+    _steer(router, workspace)
+    return router
+
+
+def _submit(router: APIRouter, workspace: Workspace) -> None:
+    jobs = workspace.jobs
+
+    @router.post("/train", status_code=201)
+    def train(body: dict[str, Any]) -> dict[str, Any]:
+        if body.get("output"):
+            raise SettingsError("setting 'output' is for the command line; here the file is found in the library and under exports")
+        return public(jobs.train(build(TrainConfig, body)))
+
+    @router.post("/generate", status_code=201)
+    def generate(body: dict[str, Any]) -> dict[str, Any]:
+        return public(jobs.generate(build(GenerateConfig, body)))
+
+    @router.post("/export", status_code=201)
+    def export(body: Export) -> dict[str, Any]:
+        folder = exports(workspace)
+        if not body.library:
+            folder.mkdir(exist_ok=True)
+        target = None if body.library else folder / f"{safe_stem(body.name or body.source)}.safetensors"
+        return public(jobs.export(body.source, target, body.format, body.dtype))
+
+
+def exports(workspace: Workspace) -> Path:
+    """Where files for others are written, inside the data folder."""
+    return workspace.layout.root / "exports"
+
+
+def _read(router: APIRouter, workspace: Workspace) -> None:
+    jobs = workspace.jobs
+
+    @router.get("")
+    def listed(kind: str | None = None, state: str | None = None, before: str | None = None, limit: int = Query(100, ge=1, le=500)) -> dict[str, Any]:
+        return {"items": public(jobs.list(kind, state, before, limit))}
+
+    @router.get("/{id}")
+    def show(id: str) -> dict[str, Any]:
+        return public(jobs.show(id))
+
+    @router.get("/{id}/events")
+    def events(id: str, after: int = Query(0, ge=0)) -> dict[str, Any]:
+        return public(jobs.events(id, after))
+
+    @router.get("/{id}/history")
+    def history(id: str) -> dict[str, Any]:
+        """Everything a page needs to draw a run: at most `POINTS` losses, and all events but the steps."""
+        told = jobs.events(id).events
+        losses = {event.step: event.loss for event in told if event.kind == "step" and event.loss is not None}
+        steps = sorted(losses)
+        stride = max(1, -(-len(steps) // POINTS))
+        kept = sorted({*steps[::stride], *steps[-1:]})
+        return {"points": [[step, losses[step]] for step in kept], "events": [public(event) for event in told if event.kind != "step"]}
+
+    @router.get("/{id}/checkpoints")
+    def checkpoints(id: str) -> dict[str, Any]:
+        return {"items": public(jobs.checkpoints(id))}
+
+    @router.get("/{id}/files/{relative:path}")
+    def file(id: str, relative: str) -> FileResponse:
+        return send_file(jobs.file(id, relative), keep=True)
+
+    @router.get("/{id}/export")
+    def exported(id: str) -> FileResponse:
+        """The file that a training run or an export wrote for others."""
+        told = jobs.show(id).result.get("path", "")
+        if not told:
+            raise NotFound(f"job {id!r} has written no file")
+        path = Path(told)
+        if path.is_absolute():
+            path = exports(workspace) / path.name
+            if not path.is_file():
+                raise NotFound(f"{path.name} is no longer among the exports")
+            return send_file(path)
+        return send_file(jobs.file(id, told))
+
+
+def _steer(router: APIRouter, workspace: Workspace) -> None:
+    jobs = workspace.jobs
+    verbs: dict[str, Callable[[str], Any]] = {
+        "cancel": jobs.cancel,
+        "sample": jobs.sample_now,
+        "finish": jobs.finish_now,
+        "resume": jobs.resume,
+        "retry": jobs.retry,
+    }
+
+    def add(verb: str, act: Callable[[str], Any]) -> None:
+        @router.post(f"/{{id}}/{verb}")
+        def steer(id: str) -> dict[str, Any]:
+            return public(act(id))
+
+    for verb, act in verbs.items():
+        add(verb, act)
+
+    @router.post("/{id}/extend")
+    def extend(id: str, body: Steps) -> dict[str, Any]:
+        return public(jobs.extend(id, body.steps))
+
+    @router.post("/{id}/move")
+    def move(id: str, body: Place) -> dict[str, Any]:
+        return public(jobs.move(id, body.place))
+
+    @router.delete("/{id}")
+    def remove(id: str) -> dict[str, Any]:
+        return {"token": jobs.remove(id)}
+
+    @router.post("/restore")
+    def restore(body: Token) -> dict[str, Any]:
+        return public(jobs.restore(body.token))

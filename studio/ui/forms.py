@@ -1,0 +1,142 @@
+"""Forms out of the settings classes: one declaration gives widget, label, range and help.
+
+A widget left empty means None, which the base's habit or the family's default fills; its placeholder shows that value.
+"""
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from pydantic.fields import FieldInfo
+
+from studio.config import Settings
+
+LABELS = {
+    "base": "Base model",
+    "batch_size": "Batch",
+    "gradient_accumulation": "Accumulate",
+    "lr_schedule": "Schedule",
+    "warmup_steps": "Warm-up steps",
+    "min_snr_gamma": "Min-SNR gamma",
+    "vae": "VAE",
+    "sample_every": "Sample every",
+    "save_every": "Save every",
+    "start_from": "Start from LoRA",
+    "flip": "Mirror pictures",
+    "negative_prompt": "Negative prompt",
+    "max_gradient_norm": "Gradient clip",
+    "gradient_checkpointing": "Checkpointing",
+    "count": "Pictures",
+}
+LINES = {"prompt": 4, "negative_prompt": 2, "sample_prompts": 3}
+WIDE = frozenset({"base", "prompt", "negative_prompt", "sample_prompts", "start_from", "encoders", "vae"})
+MOST_SHOWN = 1_000_000  # a greater bound says nothing to people
+ON_OFF = [("As the base wants", ""), ("On", "on"), ("Off", "off")]
+
+
+@dataclass(frozen=True)
+class Form:
+    """Widgets of one settings class by field name."""
+
+    kind: type[Settings]
+    widgets: Mapping[str, gr.components.Component]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.widgets)
+
+    def values(self, given: Mapping[Any, Any]) -> dict[str, Any]:
+        """Settings as the widgets say, empty ones left out. `given`: widget -> value, as Gradio passes them."""
+        found = {name: _read(self.kind.model_fields[name], given[widget]) for name, widget in self.widgets.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def show(self, settings: Mapping[str, Any]) -> dict[Any, Any]:
+        """Updates that put these settings into their widgets; settings without a widget are passed over."""
+        return {widget: gr.update(value=_shown(settings[name])) for name, widget in self.widgets.items() if name in settings}
+
+    def placeholders(self, defaults: Mapping[str, Any]) -> dict[Any, Any]:
+        """Updates that show what an empty widget stands for."""
+        shown = {name: widget for name, widget in self.widgets.items() if isinstance(widget, gr.Textbox) and _optional(self.kind.model_fields[name])}
+        return {widget: gr.update(placeholder=_words(defaults.get(name))) for name, widget in shown.items()}
+
+
+def widget(kind: type[Settings], name: str, choices: Sequence[Any] | None = None) -> gr.components.Component:
+    """The widget of one field."""
+    field = kind.model_fields[name]
+    label, help = LABELS.get(name, name.replace("_", " ").capitalize()), field.description
+    common: dict[str, Any] = {"label": label, "info": help, "elem_id": f"{kind.__name__.removesuffix('Config').lower()}-{name}"}
+    common["elem_classes"] = ["st-field", *(["is-wide"] if name in WIDE else [])]
+    bare = _bare(field.annotation)
+    default = field.get_default()
+    if choices is not None:
+        return gr.Dropdown(choices=list(choices), value=_shown(default), allow_custom_value=True, **common)
+    if typing.get_origin(bare) is typing.Literal:
+        return gr.Dropdown(choices=[(_title(value), value) for value in typing.get_args(bare)], value=default, filterable=False, **common)
+    if bare is bool:
+        if _optional(field):
+            return gr.Dropdown(choices=ON_OFF, value="", filterable=False, **common)
+        return gr.Checkbox(value=bool(default), **common)
+    if bare in (int, float):
+        common["info"] = f"{help} ({_range(field)})"
+        attributes = gr.InputHTMLAttributes(autocorrect="off", spellcheck=False)
+        return gr.Textbox(value=_shown(default), placeholder=_words(None) if _optional(field) else None, html_attributes=attributes, **common)
+    lines = LINES.get(name, 1)
+    return gr.Textbox(value=_shown(default) or "", lines=lines, max_lines=max(lines, 8), placeholder=_words(None) if _optional(field) else None, **common)
+
+
+def _bare(annotation: Any) -> Any:
+    """The annotation without Annotated and None."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _bare(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return _bare(next(part for part in typing.get_args(annotation) if part is not type(None)))
+    return annotation
+
+
+def _optional(field: FieldInfo) -> bool:
+    return type(None) in typing.get_args(field.annotation)
+
+
+def _range(field: FieldInfo) -> str:
+    """The bounds as people write them: "1 to 512", "above 0, up to 10"."""
+    rules = {name: getattr(rule, name) for rule in field.metadata for name in ("ge", "gt", "le") if hasattr(rule, name)}
+    low = f"{_words(rules['ge'])} to" if "ge" in rules else f"above {_words(rules['gt'])}, up to" if "gt" in rules else "up to"
+    if "le" not in rules or rules["le"] > MOST_SHOWN:
+        return low.removesuffix(" to").removesuffix(", up") + (" or more" if "ge" in rules else "")
+    return f"{low} {_words(rules['le'])}"
+
+
+def _read(field: FieldInfo, value: Any) -> Any:
+    """The value as the settings class takes it; text that is no number stays text, and is refused there by name."""
+    if isinstance(value, str):
+        value = value.strip()
+    if value is None or value == "":
+        return None
+    bare = _bare(field.annotation)
+    if bare is bool and isinstance(value, str):
+        return value == "on"
+    return value
+
+
+def _shown(value: Any) -> Any:
+    """A setting as its widget holds it."""
+    if isinstance(value, list | tuple):
+        return "\n".join(str(item) for item in value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _words(value)
+    return value
+
+
+def _title(value: Any) -> str:
+    return str(value)
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "auto"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

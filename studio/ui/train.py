@@ -1,0 +1,80 @@
+"""The Train view: pictures, settings, the run."""
+
+from typing import Any
+
+import gradio as gr
+
+from studio.config import TrainConfig, build, safe_stem
+from studio.ui.commands import Reply, Values, connect
+from studio.ui.components import slot, splitter
+from studio.ui.forms import Form, widget
+from studio.workspace import Workspace
+
+SIMPLE = ("base", "name", "trigger", "steps", "resolution", "rank", "learning_rate", "sample_every", "save_every", "sample_prompts")
+ADVANCED = {
+    "Length": ("epochs", "repeats", "batch_size", "gradient_accumulation"),
+    "Network": ("targets", "network", "alpha", "start_from"),
+    "Optimizer": ("optimizer", "lr_schedule", "warmup_steps", "weight_decay", "max_gradient_norm", "seed"),
+    "Objective": ("min_snr_gamma", "flow_shift", "caption_dropout", "flip"),
+    "Base and memory": ("precision", "gradient_checkpointing", "vae", "encoders"),
+}
+
+
+def train_view(workspace: Workspace) -> None:
+    """Place the parts and connect the form."""
+    with gr.Column(elem_id="view-train", elem_classes="st-view"):
+        slot("sets.js", "train-pictures")
+        splitter("pictures", "Width of the pictures", initial=316, limits=(240, 620), side=1)
+        with gr.Column(elem_id="train-form", elem_classes="st-formpanel"):
+            slot("heading.js", "train-heading", options={"title": "Settings", "form": "train"})
+            with gr.Column(elem_classes="st-formscroll"):
+                form = _form([base.name for base in workspace.bases.list()])
+            slot("train.js", "train-foot")
+        splitter("settings", "Width of the settings", initial=352, limits=(280, 620), side=1)
+        slot("run.js", "train-run")
+    connect(workspace, form, {"start": _start(workspace), "choose_set": _choose_set(form), "continue_from": _continue_from(workspace, form)})
+
+
+def _form(bases: list[str]) -> Form:
+    widgets: dict[str, Any] = {}
+
+    def place(name: str) -> None:
+        widgets[name] = widget(TrainConfig, name, bases if name == "base" else None)
+
+    with gr.Column(elem_classes="st-fields"):
+        for name in SIMPLE:
+            place(name)
+    slot("heading.js", "train-fold", mount="mountFold", options={"title": "Advanced", "folds": "train-advanced"})
+    with gr.Column(elem_id="train-advanced", elem_classes="st-advanced"):
+        for title, names in ADVANCED.items():
+            gr.HTML(f"<h4>{title}</h4>", elem_classes="st-grouptitle", apply_default_css=False)
+            with gr.Column(elem_classes="st-fields"):
+                for name in names:
+                    place(name)
+    return Form(TrainConfig, widgets)
+
+
+def _start(workspace: Workspace) -> Any:
+    def start(settings: Values, payload: Values) -> Reply:
+        job = workspace.jobs.train(build(TrainConfig, {**settings, "images": payload["images"]}))
+        return {"id": job.id}, {}
+
+    return start
+
+
+def _choose_set(form: Form) -> Any:
+    def choose_set(settings: Values, payload: Values) -> Reply:
+        """The set's trigger, and a name after it."""
+        return None, form.show({"name": safe_stem(payload["name"]), "trigger": payload["trigger"]})
+
+    return choose_set
+
+
+def _continue_from(workspace: Workspace, form: Form) -> Any:
+    def continue_from(settings: Values, payload: Values) -> Reply:
+        adapter = workspace.library.show(payload["name"])
+        values = {"start_from": adapter.name, "name": f"{adapter.name[:95]}-on", "trigger": adapter.trigger, "rank": adapter.rank or None}
+        known = adapter.base in [base.name for base in workspace.bases.list()]
+        return (adapter.base if known else ""), form.show({**values, "base": adapter.base} if known else values)
+
+    return continue_from
