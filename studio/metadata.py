@@ -6,6 +6,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -116,7 +117,8 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
     except OSError as error:
         raise FormatError(f"{path}: cannot be written ({error.strerror or error}); choose another place or free some space") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing is left either
+            part.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
