@@ -28,7 +28,7 @@ class Segment(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     number: int = 1
-    offset: int = Field(0, description="byte of events.jsonl at which it begins")
+    offset: int = Field(default=0, description="byte of events.jsonl at which it begins")
     submitted: float = Field(default_factory=time.time)
     why: Literal["new", "retry", "resume", "extend"] = "new"
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from studio.config import GenerateConfig, TrainConfig, build
 from studio.errors import FormatError
-from studio.events import Event, Exported, Finished, Loading, Sample
+from studio.events import Event, Exported, Finished, Loading, Sample, Started
 from studio.families.base import Base
+from studio.jobs import exporting
 from studio.jobs.folder import FolderRequests, JobFolder, Manifest
 from studio.jobs.spec import ExportConfig
 from studio.library.layout import Layout
@@ -73,13 +74,15 @@ def base_values(base: Base) -> dict[str, Any]:
 
 def base_from(values: Mapping[str, Any]) -> Base:
     """The base that `base_values` wrote down."""
-    return Base(**{key: Path(value) if key in ("path", "vae", "encoders") and value else value for key, value in values.items()})
+    paths = {key: Path(values[key]) for key in ("path", "vae", "encoders") if values[key]}
+    return Base(**{**values, **paths})
 
 
 def train(work: Work) -> Iterator[Event]:
     """Train, then write the adapter for others and read it back; only then is the run finished."""
     from studio.data.images import read_set
     from studio.training.loop import train as run
+    from studio.training.plan import with_trigger
 
     yield Loading(phase="starting")
     work.warm.free()
@@ -100,6 +103,8 @@ def train(work: Work) -> Iterator[Event]:
         if isinstance(event, Finished):
             finished = event
             break
+        if isinstance(event, Started):
+            exporting.remember(work.folder, event, images.title or images.name, [with_trigger(p.caption, config.trigger) for p in images.pictures])
         yield event
     if finished is None:
         return
@@ -116,29 +121,20 @@ def _preview(config: TrainConfig, captions: Sequence[str]) -> "Callable[[Compone
     def draw(c: "Components", step: int, folder: Path) -> Iterable[Sample]:
         from studio.generation.sampler import preview
 
-        return preview(c, prompts, step, folder, max(config.seed, 0), None)
+        return preview(c, prompts, step, folder, max(config.seed, 0))
 
     return draw
 
 
 def _export_run(work: Work, config: TrainConfig) -> Exported:
-    checkpoint = work.folder.checkpoints()[-1]
+    """The last checkpoint as a file for others, and a copy of it where the settings name a place."""
+    last = work.folder.checkpoints()[-1]
+    source, words = work.folder.path / last.adapter, exporting.metadata(work.folder, work.manifest, work.base, last.step)
     target = work.folder.path / "output" / f"{config.name}.safetensors"
-    report = _write(work.folder.path / checkpoint.adapter, target, "kohya", "fp16")
+    report = exporting.write(source, target, "kohya", "fp16", words)
     if config.output:
-        _write(work.folder.path / checkpoint.adapter, Path(config.output), "kohya", "fp16")
+        exporting.write(source, Path(config.output), "kohya", "fp16", words)
     return Exported(path=target.relative_to(work.folder.path).as_posix(), report=report)
-
-
-def _write(source: Path, target: Path, format: str, dtype: str) -> dict[str, Any]:
-    """Write the adapter of `source` to `target` in another format and compare it with what is read back."""
-    from studio.lora import formats
-    from studio.training import checkpoint
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    adapter = checkpoint.adapter(source.parent) if checkpoint.is_checkpoint(source.parent) else formats.read(source)
-    formats.write(adapter, target, format=format, dtype=dtype, metadata=adapter.metadata)
-    return dict(formats.verify(target, adapter))
 
 
 def generate(work: Work) -> Iterator[Event]:
@@ -148,7 +144,7 @@ def generate(work: Work) -> Iterator[Event]:
 
     config = build(GenerateConfig, work.manifest.settings)
     base = work.base
-    c = work.warm.components(base, config.precision, lambda: sampler.load(base, config.precision, work.warm.device))
+    c = work.warm.components(base, config.precision, lambda: sampler.open_base(base, config.precision, work.warm.device))
     stack = [(_adapter(Path(work.manifest.paths[f"lora:{row.name}"]), c), row.weight) for row in config.loras]
     yield from sampler.generate(c, stack, config, work.folder.path, requests=work.requests, names=[row.name for row in config.loras])
 
@@ -167,10 +163,19 @@ def export(work: Work) -> Iterator[Event]:
     yield Loading(phase="writing the LoRA file")
     config = build(ExportConfig, work.manifest.settings)
     target = Path(config.output) if config.output else work.folder.path / "output" / f"{work.manifest.name}.safetensors"
-    report = _write(Path(work.manifest.paths["source"]), target, config.format, config.dtype)
+    report = exporting.write(Path(work.manifest.paths["source"]), target, config.format, config.dtype, _history(work))
     shown = target.as_posix() if config.output else target.relative_to(work.folder.path).as_posix()
     yield Exported(path=shown, report=report)
     yield Finished(result={"path": shown})
+
+
+def _history(work: Work) -> dict[str, str] | None:
+    """What the run behind an export says of itself; None for files from elsewhere, which keep their own words."""
+    if not work.manifest.paths.get("run"):
+        return None
+    run = JobFolder.of(work.layout.jobs, work.manifest.paths["run"])
+    manifest = run.manifest()
+    return exporting.metadata(run, manifest, base_from(manifest.base), int(work.manifest.paths["step"]))
 
 
 HANDLERS: dict[str, Callable[[Work], Iterator[Event]]] = {"train": train, "generate": generate, "export": export}

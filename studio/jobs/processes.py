@@ -87,6 +87,14 @@ class WorkerFolder:
     def hand(self, job: str) -> None:
         write_whole(self.inbox / job, b"")
 
+    def take_back(self, job: str) -> bool:
+        """Whether the job was still waiting; it no longer is then."""
+        try:
+            (self.inbox / job).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
     def start(self, data: Path) -> subprocess.Popen[bytes]:
         """A worker of its own session: closing the terminal or the studio does not end it."""
         self.create()

@@ -14,11 +14,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
-from sqlalchemy import select, update
+from sqlalchemy import CursorResult, select, update
 
+import studio
 from studio.errors import NotFound
 from studio.events import CancelledEvent
 from studio.jobs.devices import Device
@@ -147,8 +148,7 @@ class Dispatcher:
         elif dead:
             message, remedy, held = worker_died(self._exit_code(claim), folder.checkpoints())
             self._change(row.id, "running", state="interrupted", message=message, remedy=remedy, kept=held, finished=time.time())
-        elif claim is None and overdue:
-            (home.inbox / row.id).unlink(missing_ok=True)
+        elif claim is None and row.cancelling is not None and home.take_back(row.id):
             self._cancelled(folder)
         elif claim is not None and overdue:
             end(claim.pid, claim.started)
@@ -167,7 +167,10 @@ class Dispatcher:
         if id not in home.waiting():
             home.hand(id)
         starting = self._started.get(home.device)
-        if home.state() is not None or (starting is not None and starting.poll() is None):
+        state = home.state()
+        if state is not None and state.version != studio.__version__ and not state.job:
+            end(state.pid, state.started)  # started before an update of the program
+        elif state is not None or (starting is not None and starting.poll() is None):
             home.stop.unlink(missing_ok=True)
             return
         if self._starts.get(id, 0) >= STARTS:
@@ -186,7 +189,7 @@ class Dispatcher:
         """Change a row that is still in that state; False if somebody else was first."""
         with self._db.write() as session:
             statement = update(JobRow).where(JobRow.id == id, JobRow.state == expected).values(**values, updated=time.time())
-            return session.execute(statement).rowcount == 1
+            return cast(CursorResult[Any], session.execute(statement)).rowcount == 1
 
 
 class Loop:

@@ -56,7 +56,7 @@ def row_of(manifest: Manifest) -> JobRow:
 
 def _jobs(db: Database, layout: Layout) -> None:
     with db.read() as session:
-        known = dict(session.execute(select(JobRow.id, JobRow.state)).tuples().all())
+        known = {row[0]: row[1] for row in session.execute(select(JobRow.id, JobRow.state))}
     present = set()
     for path in _folders(layout.jobs):
         folder = JobFolder(path)
@@ -109,7 +109,7 @@ def _sets(db: Database, layout: Layout) -> None:
 
 def _images(db: Database, layout: Layout) -> None:
     with db.read() as session:
-        rows = session.execute(select(ImageRow.id, ImageRow.path)).tuples().all()
+        rows = [(row[0], row[1]) for row in session.execute(select(ImageRow.id, ImageRow.path))]
     _drop(db, ImageRow, {id for id, path in rows if not (layout.root / path).is_file()})
 
 

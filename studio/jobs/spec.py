@@ -14,6 +14,6 @@ class ExportConfig(Settings):
     """A verified file for others, from a run, a checkpoint of it (RUN@STEP), a library adapter or a file."""
 
     source: str = Field(min_length=1, description="Run, RUN@STEP, name in the library, or file")
-    output: str | None = Field(None, description="File to write; empty puts it into the library")
-    format: Format = Field("kohya", description="kohya for web UIs and sharing sites, peft for diffusers")
-    dtype: Dtype = Field("fp16", description="Number format in the file")
+    output: str | None = Field(default=None, description="File to write; empty puts it into the library")
+    format: Format = Field(default="kohya", description="kohya for web UIs and sharing sites, peft for diffusers")
+    dtype: Dtype = Field(default="fp16", description="Number format in the file")

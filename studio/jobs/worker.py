@@ -24,6 +24,7 @@ from studio.jobs.processes import HEARTBEAT_SECONDS, WorkerFolder, WorkerState, 
 from studio.library.layout import Layout
 
 POLL_SECONDS = 0.1
+LEAVING_SECONDS = 15.0
 STEPS_TO_CANCEL = 2  # steps an engine may still take after a cancel before it is closed from here
 
 
@@ -62,16 +63,24 @@ class Worker:
             self._home.write_state(self._state)
 
     def _take(self, id: str) -> None:
-        """Run one job, its output going to its own log."""
+        """Claim one job and run it, its output going to its own log."""
+        taken = self._home.inbox / f".{id}"
         try:
+            os.rename(self._home.inbox / id, taken)  # whoever takes it back before, as a cancel does, wins
             folder = JobFolder.of(self._layout.jobs, id)
-        except NotFound:
-            (self._home.inbox / id).unlink(missing_ok=True)
+        except (FileNotFoundError, NotFound):
+            taken.unlink(missing_ok=True)
             return
-        manifest = folder.manifest()
-        folder.write_claim(Claim(pid=self._state.pid, started=self._state.started, segment=manifest.segment.number, device=self._state.device))
-        (self._home.inbox / id).unlink(missing_ok=True)  # only now: a crash before leaves it in the inbox for the next worker
-        self._note(job=id)
+        begun = folder.claim() is not None  # handed in twice, or left by a worker that died: not ours to run again
+        if not begun:
+            segment = folder.manifest().segment.number
+            folder.write_claim(Claim(pid=self._state.pid, started=self._state.started, segment=segment, device=self._state.device))
+        taken.unlink(missing_ok=True)
+        if not begun:
+            self._run(folder)
+
+    def _run(self, folder: JobFolder) -> None:
+        self._note(job=folder.id)
         writer = EventWriter(folder.events_file)
         try:
             with open(folder.log, "a", encoding="utf-8", buffering=1) as log, redirected(log.fileno()):
@@ -143,7 +152,7 @@ def main(data: str, device: str) -> int:
     layout = Layout(Path(data))
     home = WorkerFolder(layout.workers, device).create()
     try:
-        with FileLock(home.lock).acquire(blocking=False):
+        with FileLock(home.lock).acquire(timeout=LEAVING_SECONDS):  # the one before may be about to end
             Worker(layout, device).run(float(os.environ.get("STUDIO_WORKER_IDLE", "600")))
     except Timeout:
         print(f"another worker owns {device}", file=sys.stderr)

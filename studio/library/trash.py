@@ -129,4 +129,4 @@ def _purge(layout: Layout, home: Path, note: dict[str, Any]) -> None:
 
 
 def _key(row: Table) -> str:
-    return str(row.values()[row.__mapper__.primary_key[0].key])
+    return str(row.values()[str(row.__mapper__.primary_key[0].key)])

@@ -5,12 +5,12 @@ from pathlib import Path
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from studio.config import GenerateConfig, build
+from studio.config import GenerateConfig, LoraWeight, build
 from studio.errors import NotFound
 from studio.library import pictures, trash
 from studio.library.database import Database
 from studio.library.layout import Layout
-from studio.library.models import ImageRow
+from studio.library.models import AdapterRow, ImageRow
 from studio.workspace.records import ImageRecord
 from studio.workspace.thumbnails import thumbnail
 
@@ -57,7 +57,10 @@ class Gallery:
         return self.show(trash.restore(self._db, self._layout, token, "image"))
 
     def recall(self, source: str | Path | bytes) -> GenerateConfig:
-        """The settings that made a picture: a gallery id, a PNG, or its bytes. Raises InputError if it carries none."""
+        """The settings that made a picture: a gallery id, a picture file, or its bytes. Raises InputError if it carries none.
+
+        LoRAs that are called otherwise here are found by their hash.
+        """
         if isinstance(source, str):
             try:
                 return build(GenerateConfig, self.show(source).settings)
@@ -65,7 +68,18 @@ class Gallery:
                 source = Path(source).expanduser()
         from studio.generation import infotext
 
-        return infotext.read(source)
+        recalled = infotext.read_png(source)
+        with self._db.read() as session:
+            rows = [_as_here(session, row, recalled.hashes.get(row.name, "")) for row in recalled.config.loras]
+        return recalled.config.model_copy(update={"loras": tuple(rows)})
+
+
+def _as_here(session: Session, row: LoraWeight, hash: str) -> LoraWeight:
+    """The row under the name that the library has for that file; as it is if the library has the name, or not the file."""
+    if not hash or session.scalar(select(AdapterRow.id).where(AdapterRow.name == row.name)):
+        return row
+    name = session.scalar(select(AdapterRow.name).where(or_(AdapterRow.autov3.startswith(hash.lower()), AdapterRow.sha256.startswith(hash.lower()))).limit(1))
+    return row.model_copy(update={"name": name}) if name else row
 
 
 def _record(row: ImageRow) -> ImageRecord:

@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from sqlalchemy import select, update
+from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
 from studio.config import GenerateConfig, TrainConfig, build
 from studio.errors import InputError, NotFound, RunError
-from studio.events import TERMINAL, CancelledEvent, Event, Failed
+from studio.events import TERMINAL, CancelledEvent, Event, Failed, Warned
 from studio.jobs.folder import EventWriter, JobFolder, Manifest
 from studio.jobs.progress import ENDED
 from studio.jobs.reconcile import row_of
@@ -21,6 +21,7 @@ from studio.library.layout import Layout, inside
 from studio.library.models import JobRow
 from studio.workspace import plans
 from studio.workspace.bases import Bases
+from studio.workspace.guards import not_in_use
 from studio.workspace.hub import Hub
 from studio.workspace.library import Library
 from studio.workspace.records import CheckpointRecord, EventPage, JobRecord
@@ -41,11 +42,12 @@ class Jobs:
         self._library = library
         self.on_change: Callable[[], None] = lambda: None  # the queue's loop is told that there is something to do
         self.on_follow: Callable[[], None] = lambda: None
+        self.trouble: Callable[[], str] = lambda: ""
         self.hub: Hub | None = None
 
     def train(self, config: TrainConfig) -> JobRecord:
         """Put a training run into the queue. Raises InputError if it cannot work; then nothing was made."""
-        return self._submit(plans.train(config, self._sets, self._bases, self._library))
+        return self._submit(plans.train(config, self._sets, self._bases, self._source))
 
     def generate(self, config: GenerateConfig) -> JobRecord:
         """Put a generate job into the queue."""
@@ -54,8 +56,7 @@ class Jobs:
     def export(self, source: str, output: str | Path | None = None, format: Format = "kohya", dtype: Dtype = "fp16") -> JobRecord:
         """Write a run, RUN@STEP, library adapter or file in a format for others; without `output` it joins the library."""
         config = build(ExportConfig, {"source": source, "output": str(output) if output else None, "format": format, "dtype": dtype})
-        path, stem, run = self._source(source)
-        return self._submit(plans.export(config, path, stem, run))
+        return self._submit(plans.export(config, self._source(source)))
 
     def list(self, kind: str | None = None, state: str | None = None, before: str | None = None, limit: int = PAGE) -> list[JobRecord]:
         """Newest first. `before`: the last id of the page before."""
@@ -146,6 +147,7 @@ class Jobs:
         """Delete a job that has ended, with its checkpoints; what it made stays in library and gallery. The token restores it."""
         with self._db.read() as session:
             row = _row(session, ref)
+            not_in_use(session, f"job:{row.id}", f"run {row.name!r}")
         if row.state not in ENDED:
             raise RunError(f"job {row.name!r} is {row.state}; cancel it first")
         token = trash.throw(self._db, self._layout, "job", row, self._layout.jobs / row.id)
@@ -167,13 +169,14 @@ class Jobs:
         self.on_follow()
         id = self.show(ref).id
         folder = self._folder(id)
-        after = folder.manifest().segment.offset
+        after, told = folder.manifest().segment.offset, False
         while True:
             job = self.show(id)  # before reading: what was said before it ended is read below
             events, after = folder.read(after)
             yield from events
+            told = told or any(event.kind in TERMINAL for event in events)
             if job.state in ENDED:
-                if not any(event.kind in TERMINAL for event in events) and job.state in ("interrupted", "failed"):
+                if not told and job.state in ("interrupted", "failed"):
                     yield Failed(message=job.message, remedy=job.remedy, kept=job.kept, error="RunError")
                 return
             time.sleep(FOLLOW_SECONDS)
@@ -224,14 +227,14 @@ class Jobs:
         self._folder(job.id).request(what)
         return job
 
-    def _source(self, ref: str) -> tuple[Path, str, str]:
-        """File, name and run id behind a run, RUN@STEP, library adapter or file."""
+    def _source(self, ref: str) -> plans.Source:
+        """What is behind a run, RUN@STEP, library adapter or file."""
         name, at, step = ref.rpartition("@")
         try:
             job = self.show(name if at and step.isdigit() else ref)
         except NotFound:
-            path = self._library.find(ref)
-            return path, path.stem, ""
+            path, id = self._library.locate(ref)
+            return plans.Source(path, path.stem, adapter=id)
         if job.kind != "train":
             raise InputError(f"job {job.name!r} is a {job.kind} job; export takes a training run, a library name or a file")
         found = {c.step: c for c in self._folder(job.id).checkpoints()}
@@ -240,7 +243,8 @@ class Jobs:
         wanted = int(step) if at and step.isdigit() else max(found)
         if wanted not in found:
             raise NotFound(f"run {job.name!r} has no checkpoint of step {wanted}; there are {', '.join(map(str, found))}")
-        return self._layout.jobs / job.id / found[wanted].adapter, f"{job.name}-{wanted}" if at else job.name, job.id
+        path = self._layout.jobs / job.id / found[wanted].adapter
+        return plans.Source(path, f"{job.name}-{wanted}" if at else job.name, job.id, wanted)
 
     def _folder(self, id: str) -> JobFolder:
         return JobFolder.of(self._layout.jobs, id)
@@ -248,7 +252,7 @@ class Jobs:
     def _change(self, id: str, expected: str, **values: Any) -> bool:
         with self._db.write() as session:
             statement = update(JobRow).where(JobRow.id == id, JobRow.state == expected).values(**values, updated=time.time())
-            changed = session.execute(statement).rowcount == 1
+            changed = cast(CursorResult[Any], session.execute(statement)).rowcount == 1
         self.on_change()
         return changed
 

@@ -73,24 +73,25 @@ class Library:
 
     def find(self, ref: str) -> Path:
         """The file behind a library name, id or file path."""
-        return self._find(ref)[0]
+        return self.locate(ref)[0]
 
-    def resolve(self, ref: str, family: str) -> tuple[Path, str]:
-        """File and library id ("" outside the library) of an adapter that fits the family. Raises FormatError if it does not fit."""
-        path, id = self._find(ref)
-        found = self.show(id).family if id else adapters.describe(path)["family"]
-        if found != family:
-            has, needs = (families.FAMILIES[name].facts.title if name in families.FAMILIES else "an unknown model" for name in (found, family))
-            raise FormatError(f"{path.name} is a LoRA for {has}, the base is {needs}; choose another base or LoRA")
+    def resolve(self, ref: str, family: str, files: bool = True) -> tuple[Path, str]:
+        """File and library id ("" outside the library) of an adapter that fits the family. Raises FormatError if it does not fit.
+
+        files: whether `ref` may be a path.
+        """
+        path, id = self.locate(ref, files)
+        fits(path, self.show(id).family if id else adapters.describe(path)["family"], family)
         return path, id
 
-    def _find(self, ref: str) -> tuple[Path, str]:
+    def locate(self, ref: str, files: bool = True) -> tuple[Path, str]:
+        """File and library id ("" outside the library) behind a name, id or path. Raises NotFound."""
         with self._db.read() as session:
             row = _lookup(session, ref)
         if row is not None:
             return adapters.file_of(self._layout, row), row.id
         path = Path(ref).expanduser()
-        if path.suffix == ".safetensors" and path.is_file():
+        if files and path.suffix == ".safetensors" and path.is_file():
             return path.absolute(), ""
         raise NotFound(f"LoRA {ref!r} is neither in the library nor a .safetensors file; `library list` shows what there is")
 
@@ -132,6 +133,13 @@ class Library:
             raise FormatError(f"{path}: no such file")
         header = metadata.read_header(path)
         return {"file": path.name, **adapters.describe(path), "metadata": dict(header.metadata), "dtypes": sorted(set(header.dtypes.values()))}
+
+
+def fits(path: Path, found: str, family: str) -> None:
+    """Raise FormatError if an adapter of family `found` is not for `family`."""
+    if found != family:
+        has, needs = (families.FAMILIES[name].facts.title if name in families.FAMILIES else "an unknown model" for name in (found, family))
+        raise FormatError(f"{path.name} is a LoRA for {has}, the base is {needs}; choose another base or LoRA")
 
 
 def record(row: AdapterRow) -> AdapterRecord:

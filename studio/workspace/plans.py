@@ -3,23 +3,41 @@ can be known to fail is refused here, before a job exists.
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from studio import families
-from studio.config import GenerateConfig, LoraWeight, Settings, TrainConfig, build, resolve, safe_stem
+from studio.config import GenerateConfig, Settings, TrainConfig, build, resolve, safe_stem
 from studio.errors import InputError
 from studio.families.base import Base
+from studio.generation import prompt
 from studio.jobs.folder import Manifest
 from studio.jobs.handlers import base_values
+from studio.library import adapters
 from studio.library.ids import new_id
 from studio.library.layout import check_writable
 from studio.workspace.bases import Bases
-from studio.workspace.library import Library
+from studio.workspace.library import Library, fits
 from studio.workspace.sets import Sets
 
 SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an export reads: a file, what to call it, and the run and step, or the library entry, that it comes from."""
+
+    path: Path
+    name: str
+    run: str = ""
+    step: int = 0
+    adapter: str = ""
+
+    @property
+    def uses(self) -> list[str]:
+        return [f"{kind}:{id}" for kind, id in (("adapter", self.adapter), ("job", self.run)) if id]
 
 
 def defaults(base: Base, act: str, drop: tuple[str, ...] = ()) -> list[Mapping[str, Any]]:
@@ -38,8 +56,8 @@ def resolved_generate(config: GenerateConfig, base: Base) -> GenerateConfig:
     return resolve(config, *defaults(base, "generate"))
 
 
-def train(config: TrainConfig, sets: Sets, bases: Bases, library: Library) -> Manifest:
-    """A training run, checked."""
+def train(config: TrainConfig, sets: Sets, bases: Bases, find: Callable[[str], Source]) -> Manifest:
+    """A training run, checked. `find` tells what a name in `start_from` stands for."""
     base = bases.resolve(config)
     images = sets.resolve(config.images)
     settings = resolved_train(config, base)
@@ -47,9 +65,10 @@ def train(config: TrainConfig, sets: Sets, bases: Bases, library: Library) -> Ma
     uses = [f"set:{images.id}"] if images.id else []
     changes: dict[str, Any] = {"seed": _seed(config), "trigger": config.trigger or images.trigger}
     if config.start_from:
-        path, id = library.resolve(config.start_from, base.family)
-        changes["start_from"] = paths["start_from"] = str(path)
-        uses += [f"adapter:{id}"] if id else []
+        source = find(config.start_from)
+        fits(source.path, adapters.describe(source.path)["family"], base.family)
+        changes["start_from"] = paths["start_from"] = str(source.path)
+        uses += source.uses
     if config.output:
         changes["output"] = str(writable(Path(config.output)))
     return _manifest("train", config.name, config, build(TrainConfig, {**settings.model_dump(), **changes}), base, paths=paths, uses=uses)
@@ -57,32 +76,33 @@ def train(config: TrainConfig, sets: Sets, bases: Bases, library: Library) -> Ma
 
 def generate(config: GenerateConfig, bases: Bases, library: Library) -> Manifest:
     """A generate job, checked. LoRAs named in the prompt join the stack."""
-    from studio.generation.prompt import parse
-
     base = bases.resolve(config)
-    spoken = parse(config.prompt)
-    stack = {row.name: row for row in (*config.loras, *(LoraWeight(name=name, weight=weight) for name, weight in spoken.loras))}
-    found = {row.name: library.resolve(row.name, base.family) for row in stack.values()}
+    spoken = prompt.parse(config.prompt)
+    stack = prompt.merge(config.loras, spoken.loras)
+    free = {row.name for row in config.loras}  # only these may be files: a prompt is often pasted from elsewhere
+    found = {row.name: library.resolve(row.name, base.family, files=row.name in free) for row in stack}
     settings = resolved_generate(config, base)
     multiple = families.get(base.family).facts.size_multiple
     for side in (settings.width or 0, settings.height or 0):
         if side % multiple:
             raise InputError(f"size {settings.width}x{settings.height}: {base.name} draws multiples of {multiple} pixels; try {side // multiple * multiple}")
-    changes = {"seed": _seed(config), "loras": [row.model_dump() for row in stack.values()], "prompt": spoken.text}
+    changes = {"seed": _seed(config), "loras": [row.model_dump() for row in stack], "prompt": spoken.text}
     paths = {f"lora:{name}": str(path) for name, (path, _) in found.items()}
     uses = [f"adapter:{id}" for _, id in found.values() if id]
     name = " ".join(spoken.text.split())[:80] or "picture"
     return _manifest("generate", name, config, build(GenerateConfig, {**settings.model_dump(), **changes}), base, paths=paths, uses=uses)
 
 
-def export(config: Settings, source: Path, stem: str, run: str) -> Manifest:
+def export(config: Settings, source: Source) -> Manifest:
     """A rewrite of an adapter file, checked."""
+    adapters.describe(source.path)
     values = config.model_dump()
     if values["output"]:
         values["output"] = str(writable(Path(values["output"])))
-    if values["output"] and Path(values["output"]).resolve() == source.resolve():
+    if values["output"] and Path(values["output"]).resolve() == source.path.resolve():
         raise InputError(f"output {values['output']} is the file that is read; name another one")
-    return Manifest(id=new_id(), kind="export", name=safe_stem(stem), config=config.model_dump(), settings=values, paths={"source": str(source), "run": run})
+    paths = {"source": str(source.path), "run": source.run, "step": str(source.step)}
+    return Manifest(id=new_id(), kind="export", name=safe_stem(source.name), config=config.model_dump(), settings=values, paths=paths, uses=source.uses)
 
 
 def writable(path: Path) -> Path:

@@ -25,15 +25,15 @@ class JobRecord(Record):
     step: int = 0
     total: int = 0
     step_seconds: float = 0.0
-    eta: float | None = Field(None, description="seconds left, while it runs and steps are known")
+    eta: float | None = Field(default=None, description="seconds left, while it runs and steps are known")
     cancelling: bool = False
-    message: str = Field("", description="what it does now, or why it ended: one sentence")
-    remedy: str = Field("", description="the way out")
-    kept: str = Field("", description="what was not lost")
+    message: str = Field(default="", description="what it does now, or why it ended: one sentence")
+    remedy: str = Field(default="", description="the way out")
+    kept: str = Field(default="", description="what was not lost")
     base: str = ""
     family: str = ""
     config: dict[str, Any] = {}
-    settings: dict[str, Any] = Field({}, description="config with every default filled in")
+    settings: dict[str, Any] = Field(default={}, description="config with every default filled in")
     facts: dict[str, Any] = {}
     result: dict[str, Any] = {}
 
@@ -74,7 +74,7 @@ class SetRecord(Record):
     updated: float = 0.0
     pictures: int = 0
     captioned: int = 0
-    cover: str = Field("", description="name of the first picture")
+    cover: str = Field(default="", description="name of the first picture")
 
 
 class SetDetail(SetRecord):
@@ -138,7 +138,7 @@ class BaseRecord(Record):
     bytes: int = 0
     builtin: bool = False
     habits: dict[str, Any] = {}
-    problem: str = Field("", description="why it cannot be used now, if it cannot")
+    problem: str = Field(default="", description="why it cannot be used now, if it cannot")
 
 
 class DeviceRecord(Record):
@@ -146,7 +146,7 @@ class DeviceRecord(Record):
     title: str
     memory: int = 0
     worker: str = Field(description="none, idle, busy or silent")
-    base: str = Field("", description="base model it keeps loaded")
+    base: str = Field(default="", description="base model it keeps loaded")
 
 
 class Status(Record):
@@ -159,4 +159,4 @@ class Status(Record):
     disk_free: int
     disk_total: int
     dispatching: bool = Field(description="whether this process hands out jobs; another one may")
-    trouble: str = Field("", description="why the queue waits, if it does")
+    trouble: str = Field(default="", description="why the queue waits, if it does")

@@ -9,7 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from studio.data import imports
-from studio.data.images import ImageSet, read_about, read_set
+from studio.data.captions import caption_files, caption_of
+from studio.data.images import ImageSet, read_about, read_set, regular_files
 from studio.errors import ImageError, InputError, NotFound
 from studio.library import sets as rows
 from studio.library import trash
@@ -122,11 +123,11 @@ class Sets:
         path = inside(folder, picture)
         if len(text) > CAPTION_CHARACTERS:
             raise InputError(f"caption of {picture}: {len(text)} characters are more than {CAPTION_CHARACTERS}")
-        target = path.with_suffix(".txt")
+        beside = _caption(folder, picture)
         if text.strip():
-            write_whole(target, text.strip().encode())
-        else:
-            target.unlink(missing_ok=True)
+            write_whole(beside or path.with_suffix(".txt"), text.strip().encode())
+        elif beside is not None:
+            beside.unlink()
         self._recount(record)
 
     def remove_picture(self, ref: str, picture: str) -> str:
@@ -135,7 +136,8 @@ class Sets:
         path = inside(folder, picture)
         with self._db.read() as session:
             not_in_use(session, f"set:{record.id}", f"image set {record.name!r}")
-        token = trash.throw_files(self._layout, record.id, [path, *([path.with_suffix(".txt")] if path.with_suffix(".txt").is_file() else [])])
+        beside = _caption(folder, picture)
+        token = trash.throw_files(self._layout, record.id, [path, beside] if beside else [path])
         self._recount(record)
         return token
 
@@ -198,6 +200,10 @@ class Sets:
     def _recount(self, record: SetRecord) -> None:
         if not record.builtin:
             rows.recount(self._db, self._layout, record.id)
+
+
+def _caption(folder: Path, picture: str) -> Path | None:
+    return caption_of(picture, caption_files({path.name: path for path in regular_files(folder)}))
 
 
 def _builtins() -> "list[Path]":

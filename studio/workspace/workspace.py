@@ -44,6 +44,7 @@ class Workspace:
         self._loop = Loop(self._dispatcher, Watch(db, layout, self.hub, record).look)
         self.jobs.on_change = self._loop.wake
         self.jobs.on_follow = self.start
+        self.jobs.trouble = lambda: self._loop.trouble
         self.jobs.hub = self.hub
 
     @classmethod
