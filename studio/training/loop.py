@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,10 @@ from studio.data.images import ImageSet
 from studio.errors import Cancelled, RunError
 from studio.events import Checkpoint, Event, Finished, Loading, Started, Step, Warned
 from studio.families.base import Base, Components, Family
+from studio.families.devices import resolve_dtype
 from studio.lora import attach
 from studio.training import checkpoint, objective, optim
-from studio.training.plan import Plan, dtype_of, plan, resumable
+from studio.training.plan import Plan, plan, resumable
 from studio.training.previews import Preview, Previewer
 from studio.training.step import Micro, Outcome, Stepper
 
@@ -54,7 +56,7 @@ def train(
         yield Warned(message=message)
 
     where = _device(device)
-    store = Cache(cache, base, family, dtype_of(made.config.precision, where), where)
+    store = Cache(cache, base, family, resolve_dtype(made.config.precision, where), where)
     for event in store.fill(made.everything()):
         yield event
         wishes.heed()
@@ -77,7 +79,8 @@ def train(
                 yield from previewer.show(run.step)
             if wishes.finish:
                 break
-        yield run.save()
+        if run.saved is None or run.saved.step != run.step:
+            yield run.save()
         yield Finished(step=run.step, seconds=round(time.monotonic() - began, 3), result=run.result(early=run.step < made.steps))
     finally:
         run.close()
@@ -203,7 +206,8 @@ class Run:
         """What to know about the run beyond its settings."""
         config, plan, c = self.plan.config, self.plan, self.components
         crops = {picture.name: crop for picture, crop in zip(plan.pictures, plan.crops, strict=True)}
-        shape = tuple(self._micro(0).batch.latents.shape[1:])
+        first = plan.order.buckets.index(Counter(plan.order.buckets).most_common(1)[0][0])
+        shape = tuple(self.store.batch([plan.everything()[first * (1 + config.flip)]]).latents.shape[1:])
         return {
             "images": len(plan.pictures),
             "small_images": sum(crop.small for crop in plan.crops),

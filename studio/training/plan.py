@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from studio import config as settings
 from studio.config import TrainConfig
@@ -17,9 +17,6 @@ from studio.errors import ImageError, SettingsError
 from studio.families.base import Base, Facts
 from studio.training import checkpoint, draws
 from studio.training.draws import Draw
-
-if TYPE_CHECKING:
-    import torch
 
 # Settings that a resumed run may change: they move its end, its output or its looks, not a step that was taken.
 FREE = frozenset(
@@ -90,15 +87,6 @@ def with_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption}" if caption else trigger
 
 
-def dtype_of(precision: str, device: "torch.device") -> "torch.dtype":
-    """The number format of the frozen base; auto is bf16 on a CUDA GPU that has it, else fp32."""
-    import torch
-
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
 def resumable(config: TrainConfig) -> Path | None:
     """The checkpoint folder that `start_from` names, or None if it names a LoRA file or nothing."""
     path = Path(config.start_from) if config.start_from else None
@@ -127,7 +115,9 @@ def _warnings(images: ImageSet, crops: tuple[Crop, ...], order: Order, config: T
 
 def _check_same_run(made: Plan, resumed: checkpoint.State) -> None:
     now: Mapping[str, Any] = made.config.model_dump(mode="json")
-    changed = [f"{name} {resumed.settings.get(name)!r} -> {now[name]!r}" for name in now if name not in FREE and resumed.settings.get(name) != now[name]]
+    fields = TrainConfig.model_fields  # a setting that came after the checkpoint had its default then
+    before = {name: resumed.settings.get(name, fields[name].get_default()) for name in now}
+    changed = [f"{name} {before[name]!r} -> {now[name]!r}" for name in now if name not in FREE and before[name] != now[name]]
     if made.images_hash != resumed.images:
         changed.append("the pictures or captions")
     if changed:

@@ -46,8 +46,8 @@ class Weights:
     def __init__(self, denoiser: nn.Module, dtype: torch.dtype):
         trainable = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
         self.names = list(trainable)
-        self.live = list(trainable.values())
-        self.exact = self.live
+        self.live: list[Tensor] = list(trainable.values())
+        self.exact: list[Tensor] = self.live
         if dtype != torch.float32:
             self.exact = [p.detach().clone().requires_grad_() for p in self.live]
             for p in self.live:

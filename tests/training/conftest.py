@@ -33,13 +33,14 @@ class Studio:
 
     images: ImageSet
     cache: Path
+    device: str = "cpu"
 
     def config(self, base: str = "demo-sdxl", **values) -> TrainConfig:
         return TrainConfig(images="set", base=base, **({"resolution": 64, "batch_size": 2, "rank": 4, "seed": 7, "steps": 3} | values))
 
     def run(self, config: TrainConfig, folder: Path, asked: Asked | None = None, preview: Preview | None = None) -> Iterator[Event]:
         base = sources.find(config.base)
-        return train(config, base, self.images, folder, self.cache, requests=asked or Asked(), preview=preview, device="cpu")
+        return train(config, base, self.images, folder, self.cache, requests=asked or Asked(), preview=preview, device=self.device)
 
 
 @pytest.fixture(autouse=True, scope="module")
