@@ -1,12 +1,14 @@
 """The tables. Portable SQL only: SQLite by default, PostgreSQL by URL. Times are Unix seconds."""
 
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Float, Index, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, Double, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Table(DeclarativeBase):
+    type_annotation_map: ClassVar = {float: Double}  # a time in seconds needs more digits than a 4-byte float has
+
     def values(self) -> dict[str, Any]:
         """Every column by name."""
         return {column.key: getattr(self, column.key) for column in self.__mapper__.column_attrs}
@@ -27,13 +29,13 @@ class JobRow(Table):
     queued: Mapped[float]  # place in the line
     started: Mapped[float | None]
     finished: Mapped[float | None]
-    updated: Mapped[float] = mapped_column(Float, index=True)
+    updated: Mapped[float] = mapped_column(Double, index=True)
     device: Mapped[str] = mapped_column(String(32), default="")
     segment: Mapped[int] = mapped_column(Integer, default=1)
     offset: Mapped[int] = mapped_column(BigInteger, default=0)  # bytes of events.jsonl that this row has taken in
     step: Mapped[int] = mapped_column(Integer, default=0)
     total: Mapped[int] = mapped_column(Integer, default=0)
-    step_seconds: Mapped[float] = mapped_column(Float, default=0.0)
+    step_seconds: Mapped[float] = mapped_column(Double, default=0.0)
     cancelling: Mapped[float | None]
     message: Mapped[str] = mapped_column(Text, default="")
     remedy: Mapped[str] = mapped_column(Text, default="")
@@ -75,7 +77,7 @@ class AdapterRow(Table):
     base: Mapped[str] = mapped_column(String(300), default="")
     trigger: Mapped[str] = mapped_column(String(200), default="")
     rank: Mapped[int] = mapped_column(Integer, default=0)
-    alpha: Mapped[float] = mapped_column(Float, default=0.0)
+    alpha: Mapped[float] = mapped_column(Double, default=0.0)
     bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     sha256: Mapped[str] = mapped_column(String(64), index=True)
     autov3: Mapped[str] = mapped_column(String(64), default="")

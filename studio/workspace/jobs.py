@@ -75,7 +75,7 @@ class Jobs:
             return [record(row) for row in session.scalars(select(JobRow).where(JobRow.state.in_(("running", "queued"))).order_by(*order))]
 
     def show(self, ref: str) -> JobRecord:
-        """By id, or the newest of that name."""
+        """By id, or the newest of that name; an export is called like its run, so runs come first."""
         with self._db.read() as session:
             return record(_row(session, ref))
 
@@ -169,11 +169,14 @@ class Jobs:
         self.on_follow()
         id = self.show(ref).id
         folder = self._folder(id)
-        after, told = folder.manifest().segment.offset, False
+        after, told, trouble = folder.manifest().segment.offset, False, ""
         while True:
             job = self.show(id)  # before reading: what was said before it ended is read below
             events, after = folder.read(after)
             yield from events
+            if trouble != self.trouble():
+                trouble = self.trouble()
+                yield Warned(message=f"the queue waits: {trouble}" if trouble else "the queue goes on")
             told = told or any(event.kind in TERMINAL for event in events)
             if job.state in ENDED:
                 if not told and job.state in ("interrupted", "failed"):
@@ -265,7 +268,7 @@ def record(row: JobRow) -> JobRecord:
 
 
 def _row(session: Session, ref: str) -> JobRow:
-    row = session.get(JobRow, ref) or session.scalar(select(JobRow).where(JobRow.name == ref).order_by(JobRow.id.desc()).limit(1))
+    row = session.get(JobRow, ref) or session.scalar(select(JobRow).where(JobRow.name == ref).order_by(JobRow.kind != "train", JobRow.id.desc()).limit(1))
     if row is None:
         raise NotFound(f"no job {ref!r}; `jobs list` shows all")
     return row
