@@ -10,10 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
-from studio.config import TrainConfig, build
+from studio.config import GenerateConfig, TrainConfig, build
 from studio.errors import RunError
-from studio.events import Checkpoint, Event, Exported, Finished, Started, Step
+from studio.events import Checkpoint, Event, Exported, Finished, Sample, Started, Step
 from studio.jobs.folder import JobFolder
 from studio.metadata import read_header
 from studio.workspace import Workspace
@@ -75,6 +76,25 @@ def test_a_run_is_trained_exported_and_taken_into_the_library(studio: Workspace,
     assert {row.name for row in studio.library.list() if row.run == job.id} == {"whole-way", "whole-way-2"}
 
 
+def test_previews_and_pictures_come_from_the_lora_and_the_base_stays_loaded(studio: Workspace) -> None:
+    run = studio.jobs.train(config(name="drawn", steps=1, sample_every=1, sample_prompts="a circle"))
+    samples = [event for event in studio.jobs.follow(run.id) if isinstance(event, Sample)]
+    assert [(sample.step, sample.prompt) for sample in samples] == [(1, "a circle")]
+    assert studio.jobs.file(run.id, samples[0].path).is_file() and studio.library.preview("drawn").is_file()
+
+    values = {"prompt": "a circle <lora:drawn:0.7>", "count": 2, "steps": 2, "seed": 11, "width": 64, "height": 64}
+    jobs = [studio.jobs.generate(build(GenerateConfig, values)) for _ in range(2)]
+    for job in jobs:
+        assert kinds(list(studio.jobs.follow(job.id)))[-2:] == ["image", "finished"]
+    assert studio.status().devices[0].base == "demo-sdxl"
+    first, second = (studio.gallery.list(job=job.id) for job in jobs)
+    assert [row.seed for row in first] == [12, 11] and len(second) == 2
+    pixels = [Image.open(studio.gallery.path(rows[0].id)).tobytes() for rows in (first, second)]
+    assert pixels[0] == pixels[1]
+    recalled = studio.gallery.recall(studio.gallery.path(first[1].id))
+    assert (recalled.seed, [(row.name, row.weight) for row in recalled.loras]) == (11, [("drawn", 0.7)])
+
+
 def test_a_queued_job_is_cancelled_at_once_and_a_running_one_at_its_next_step(studio: Workspace) -> None:
     studio.start()
     running = studio.jobs.train(config(name="long", steps=5000, save_every=3))
@@ -129,7 +149,7 @@ def test_a_killed_worker_leaves_an_interrupted_run_that_goes_on_from_its_checkpo
 
 def test_killing_the_studio_loses_nothing_and_the_next_one_tells_the_truth(studio: Workspace) -> None:
     script = (
-        "import sys; from pathlib import Path; from studio.workspace import Workspace; from studio.config import TrainConfig, build\n"
+        "import sys; from pathlib import Path; from studio.workspace import Workspace; from studio.config import GenerateConfig, TrainConfig, build\n"
         "import json; ws = Workspace.open(Path(sys.argv[1])); job = ws.jobs.train(build(TrainConfig, json.loads(sys.argv[2])))\n"
         "print(job.id, flush=True); list(ws.jobs.follow(job.id))"
     )
