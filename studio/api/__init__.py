@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from studio.api import adapters, bases, images, jobs, sets, settings, stream
-from studio.api.guards import Guard, TooLarge
+from studio.api.guards import Guard
 from studio.api.replies import without_paths
 from studio.errors import StudioError
 from studio.workspace import Workspace
@@ -35,7 +35,6 @@ def app(workspace: Workspace) -> FastAPI:
     application.add_exception_handler(StudioError, _told)
     application.add_exception_handler(RequestValidationError, _invalid)
     application.add_exception_handler(HTTPException, _refused)
-    application.add_exception_handler(TooLarge, _too_large)
     application.add_exception_handler(Exception, _unexpected)
     application.add_middleware(Guard)
     return application
@@ -59,10 +58,6 @@ def _invalid(_: Request, error: Exception) -> Response:
 def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": str(error.detail)}, status_code=error.status_code)
-
-
-def _too_large(_: Request, __: Exception) -> Response:
-    return JSONResponse({"error": "the request is larger than this address takes"}, status_code=413)
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

@@ -3,11 +3,12 @@
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from studio.api.announce import announcing
 from studio.api.replies import public, send_file
 from studio.api.uploads import received
 from studio.config import safe_stem
@@ -24,7 +25,7 @@ class NewName(BaseModel):
 
 
 def routes(workspace: Workspace) -> APIRouter:
-    router = APIRouter(prefix="/adapters")
+    router = APIRouter(prefix="/adapters", dependencies=[Depends(announcing(workspace, "adapters"))])
     _incoming(router, workspace)
     _listed(router, workspace)
     return router

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
+from studio.api.announce import announcing
 from studio.api.replies import public
 from studio.workspace import Workspace
 
@@ -22,7 +23,7 @@ class Token(BaseModel):
 
 
 def routes(workspace: Workspace) -> APIRouter:
-    router = APIRouter(prefix="/bases")
+    router = APIRouter(prefix="/bases", dependencies=[Depends(announcing(workspace, "bases"))])
     bases = workspace.bases
 
     @router.get("")

@@ -1,5 +1,7 @@
 """What stands in front of every route, the page's included: who may ask, how much they may send, what browsers may do with replies."""
 
+import json
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -76,18 +78,20 @@ class Guard:
         if scope["type"] == "websocket":
             await self._socket(scope, receive, send, refused is not None)
             return
-        sender = _with_headers(send)
-        limit = MAX_UPLOAD if scope["path"].startswith(UPLOADS) else MAX_BODY
+        exchange = _Exchange(receive, send, MAX_UPLOAD if scope["path"].startswith(UPLOADS) else MAX_BODY)
         length = Headers(scope=scope).get("content-length", "0")
-        if refused is None and (not length.isdigit() or int(length) > limit):
-            refused = 413, f"the request is larger than the {limit // 1024**2} MB that this address takes"
+        if refused is None and (not length.isdigit() or int(length) > exchange.limit):
+            refused = exchange.too_large
         if refused:
-            await JSONResponse({"error": refused[1]}, status_code=refused[0])(scope, receive, sender)
+            await JSONResponse({"error": refused[1]}, status_code=refused[0])(scope, receive, exchange.send)
             return
-        await self.app(scope, _capped(receive, limit), sender)
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except TooLarge:
+            await exchange.refuse()
 
     def _closed(self, path: str) -> tuple[int, str] | None:
-        return (404, "nothing here") if path.startswith(CLOSED) else None
+        return (404, "nothing here") if path.startswith(CLOSED) or not path.isprintable() else None
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send, refused: bool) -> None:
         if not refused:
@@ -97,32 +101,46 @@ class Guard:
         await send({"type": "websocket.close", "code": 1008})
 
 
-def _with_headers(send: Send) -> Send:
-    async def sender(message: Message) -> None:
+class TooLarge(Exception):
+    """A body without a length, or one that lied about it, went over the limit."""
+
+
+class _Exchange:
+    """One request and its reply: the body counted, the reply given our headers."""
+
+    def __init__(self, receive: Receive, send: Send, limit: int) -> None:
+        self.limit = limit
+        self.too_large = (413, f"the request is larger than the {limit // 1024**2} MB that this address takes")
+        self._receive, self._send = receive, send
+        self._taken = 0
+        self._done = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._taken += len(message.get("body", b""))
+        if self._taken > self.limit:
+            raise TooLarge
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self._taken > self.limit:  # whatever was made of the broken-off body, the reason is its size
+            await self.refuse()
+            return
         if message["type"] == "http.response.start":
+            self._done = True
             headers = MutableHeaders(scope=message)
             for name in _DROPPED:
                 del headers[name]
             for name, value in REPLY_HEADERS.items():
                 headers[name] = value
-        await send(message)
+        await self._send(message)
 
-    return sender
-
-
-class TooLarge(Exception):
-    """A body without a length, or one that lied about it, went over the limit."""
-
-
-def _capped(receive: Receive, limit: int) -> Receive:
-    taken = 0
-
-    async def receiver() -> Message:
-        nonlocal taken
-        message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > limit:
-            raise TooLarge
-        return message
-
-    return receiver
+    async def refuse(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        body = json.dumps({"error": self.too_large[1]}).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close", **REPLY_HEADERS}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": 413, "headers": raw})
+        await self._send({"type": "http.response.body", "body": body})

@@ -3,11 +3,12 @@
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from studio.api.announce import announcing
 from studio.api.replies import public, send_file
 from studio.api.uploads import received
 from studio.workspace import Workspace
@@ -18,7 +19,7 @@ class Token(BaseModel):
 
 
 def routes(workspace: Workspace) -> APIRouter:
-    router = APIRouter(prefix="/images")
+    router = APIRouter(prefix="/images", dependencies=[Depends(announcing(workspace, "images"))])
     gallery = workspace.gallery
 
     @router.get("")

@@ -3,11 +3,12 @@
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from studio.api.announce import announcing
 from studio.api.replies import public, send_file
 from studio.api.uploads import received
 from studio.workspace import Workspace
@@ -32,7 +33,7 @@ class Token(BaseModel):
 
 
 def routes(workspace: Workspace) -> APIRouter:
-    router = APIRouter(prefix="/sets")
+    router = APIRouter(prefix="/sets", dependencies=[Depends(announcing(workspace, "sets"))])
     _whole(router, workspace)
     _pictures(router, workspace)
     return router

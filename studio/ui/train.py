@@ -11,6 +11,7 @@ from studio.ui.forms import Form, widget
 from studio.workspace import Workspace
 
 SIMPLE = ("base", "name", "trigger", "steps", "resolution", "rank", "learning_rate", "sample_every", "save_every", "sample_prompts")
+STARTS_WITH = {"sample_every": "50"}  # whoever watches wants to see something; the command line makes none unless asked
 ADVANCED = {
     "Length": ("epochs", "repeats", "batch_size", "gradient_accumulation"),
     "Network": ("targets", "network", "alpha", "start_from"),
@@ -40,6 +41,7 @@ def _form(bases: list[str]) -> Form:
 
     def place(name: str) -> None:
         widgets[name] = widget(TrainConfig, name, bases if name == "base" else None)
+        widgets[name].value = STARTS_WITH.get(name, widgets[name].value)
 
     with gr.Column(elem_classes="st-fields"):
         for name in SIMPLE:
