@@ -102,7 +102,7 @@ def rewrite_metadata(path: Path, metadata: Mapping[str, str], target: Path | Non
     write_atomic(target or path, chunks())
 
 
-def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
+def write_atomic(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """The whole file or nothing: written beside its place, flushed to disk, then renamed. Raises FormatError if it cannot be."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

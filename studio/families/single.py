@@ -71,7 +71,7 @@ def load_flux(base: Base, parts: Sequence[Part], dtype: "torch.dtype", configs: 
 
     from studio.families import flux
 
-    others = [part for part in parts if part != "denoiser"]
+    others: list[Part] = [part for part in parts if part != "denoiser"]
     folder = base.encoders
     if folder is None and any(part == "text" or base.vae is None for part in others):
         raise BaseError(f"{base.path.name}: holds the transformer alone; name with --encoders a FLUX.1 folder that text encoders and VAE come from")

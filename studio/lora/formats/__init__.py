@@ -64,7 +64,7 @@ def require_fit(file: str, adapter: Adapter, c: Components) -> None:
 
     if adapter.family != c.facts.name:
         raise FormatError(f"{file}: is a LoRA for {adapter.family}, the base {c.base.name} is {c.facts.title}; choose a base of its family")
-    shapes = {path: tuple(module.weight.shape) for path, module in module_map(c).items()}
+    shapes = {path: tuple(module.get_parameter("weight").shape) for path, module in module_map(c).items()}
     loaded = {path: layer for path, layer in adapter.layers.items() if path.partition(".")[0] in c.parts}
     report(Adapter(adapter.family, loaded), shapes).require(file, c.base.name)
 
