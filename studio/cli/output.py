@@ -57,8 +57,12 @@ def details(record: Any, *, as_json: bool) -> int:
         emit(found)
         return 0
     for key, value in found.items():
-        if value not in (None, "", [], {}):
-            print(f"{key.replace('_', ' ')}: {_cell(value)}")
+        if isinstance(value, dict) and value:
+            print(f"{key.replace('_', ' ')}:")
+            for name, inner in value.items():
+                print(f"  {name}: {_short(_cell(inner))}")
+        elif value not in (None, "", [], {}):
+            print(f"{key.replace('_', ' ')}: {_short(_cell(value))}")
     return 0
 
 
@@ -69,6 +73,11 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} GB"
+
+
+def _short(text: str, limit: int = 400) -> str:
+    """Enough of a long value to know it; `--json` has all of it."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
 def _cell(value: Any) -> str:

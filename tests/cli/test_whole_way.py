@@ -1,11 +1,16 @@
 """From a folder of pictures to a file for others and a picture drawn with it, in a script's words."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import CommandLine
+from tests.cli.conftest import ROOT, CommandLine
 
 SMALL = ["--steps", "2", "--batch-size", "1", "--rank", "4", "--resolution", "64", "--seed", "7"]
 
@@ -33,8 +38,8 @@ def trained(base: str, pictures: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_the_file_says_what_it_is(base: str, trained: tuple[CommandLine, Path]) -> None:
     studio, output = trained
     (found,) = studio("inspect", output, "--json").lines
-    assert (found["family"], found["rank"]) == (base.removeprefix("demo-"), 4)
-    assert found["metadata"]["ss_network_dim"] == "4"
+    assert (found["family"], found["metadata"]["ss_network_dim"]) == (base.removeprefix("demo-"), "4")
+    assert len(found["sha256"]) == 64
 
 
 def test_the_library_and_the_queue_know_the_run(base: str, trained: tuple[CommandLine, Path]) -> None:
@@ -66,7 +71,9 @@ def test_it_exports_for_diffusers(trained: tuple[CommandLine, Path], tmp_path: P
     assert said.code == 0, said.err
     assert said.lines[-1]["kind"] == "finished"
     (found,) = studio("inspect", output, "--json").lines
-    assert found["kind"] != "" and found["rank"] == 4
+    assert found["dtypes"] == ["F32"] and found["rank"] == 4
+    again = studio("export", "sun", "--output", output, "--json")
+    assert again.code == 0, "the export is a job of the same name; the run must still be found"
 
 
 def test_a_lora_for_another_base_is_refused(base: str, trained: tuple[CommandLine, Path], tmp_path: Path) -> None:
@@ -82,3 +89,19 @@ def test_a_finished_run_can_be_trained_further(trained: tuple[CommandLine, Path]
     said = studio("train", "--resume", "sun", "--steps", "1", "--json")
     assert said.code == 0, said.err
     assert [line["step"] for line in said.lines if line["kind"] == "step"] == [3]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+def test_ctrl_c_cancels_the_run_and_leaves_with_130(pictures: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "studio", "train", "--images", str(pictures), *SMALL, "--steps", "5000", "--json"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "STUDIO_DATA": str(tmp_path / "data")}
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        kinds = []
+        for line in process.stdout:
+            kinds.append(json.loads(line)["kind"])
+            if kinds.count("step") == 1 and kinds[-1] == "step":
+                process.send_signal(signal.SIGINT)
+        code = process.wait(timeout=60)
+    assert code == 130
+    assert kinds[-1] == "cancelled" and kinds.count("step") < 5000
