@@ -212,3 +212,23 @@ def test_the_device_can_be_named_and_nonsense_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setenv("STUDIO_DEVICE", "gpu")
     with pytest.raises(Exception, match="is no device"):
         devices()
+
+
+def test_a_job_that_does_not_obey_a_cancel_loses_its_worker(studio: Workspace, queue: Dispatcher) -> None:
+    import subprocess
+    import sys
+
+    import psutil
+
+    worker = Pretend(studio.layout)
+    id = job(studio, "deaf")
+    queue.tick()
+    process = subprocess.Popen([sys.executable, "-S", "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"])
+    folder = worker.take(process.pid, psutil.Process(process.pid).create_time())
+    worker.say(folder, Started(total=9))
+    studio.jobs.cancel(id)
+    queue.tick()
+    assert not psutil.pid_exists(process.pid)
+    queue.tick()
+    queue.tick()
+    assert studio.jobs.show(id).state == "cancelled"
