@@ -34,17 +34,6 @@ from studio.training import checkpoint
 from studio.training.loop import train
 
 GIB = 2**30
-T5_XXL = {
-    "d_model": 4096,
-    "d_ff": 10240,
-    "d_kv": 64,
-    "num_heads": 64,
-    "num_layers": 24,
-    "vocab_size": 32128,
-    "feed_forward_proj": "gated-gelu",
-    "tie_word_embeddings": False,
-    "relative_attention_num_buckets": 32,
-}  # google/t5-v1_1-xxl
 
 
 class NoRequests:
@@ -69,13 +58,7 @@ def random_base(family: str, folder: Path, small: bool) -> Path:
 
 
 def _config(family: str, part: str, demo: Path | None) -> dict[str, Any]:
-    if demo is not None:
-        return json.loads((demo / part / "config.json").read_text())
-    if family == "flux" and part == "text_encoder_2":
-        return T5_XXL
-    # CLIP-L is the same model in both families.
-    shipped = CONFIGS / ("sdxl" if part == "text_encoder" else family) / part / "config.json"
-    return json.loads(shipped.read_text())
+    return json.loads(((demo or CONFIGS / family) / part / "config.json").read_text())
 
 
 def _random_model(library: str, kind: str, config: dict[str, Any], target: Path) -> None:
