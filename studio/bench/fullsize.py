@@ -127,7 +127,7 @@ def run(family: str, resolution: int, steps: int, batch: int, small: bool, out: 
             elif isinstance(event, Checkpoint):
                 last = event
     assert last is not None
-    row |= {"step_seconds_median": round(statistics.median(seconds[3:]), 4), "first_loss": losses[0], "last_loss": losses[-1]}
+    row |= {"step_seconds_median": round(statistics.median(seconds[3:] or seconds), 4), "first_loss": losses[0], "last_loss": losses[-1]}
     row["gradient_checkpointing"] = config.gradient_checkpointing
     with measured("export", row):
         adapter = checkpoint.adapter(work / "job" / last.path)
