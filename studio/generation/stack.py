@@ -7,21 +7,22 @@ fp32 and rounded once. Taking the stack away puts the old tensor back, so the ba
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from studio.errors import FormatError
 from studio.families import FAMILIES
 from studio.families.base import Components
-from studio.lora.adapter import Adapter, Layer, LowRank
-from studio.lora.attach import module_map
+from studio.lora.adapter import Adapter, Layer, LowRank, delta, facts, moved, tensors
+from studio.lora.attach import parameter_map
 from studio.lora.formats import LoadReport, report
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+    from torch.nn import Parameter
 
 SPARE_BYTES = 4 * 2**30  # left free on a GPU for activations before the base's own tensors move to main memory
-CACHED = 8  # adapters whose factors stay on the device after they left the stack
+CACHED = 4  # adapters whose factors stay on the device after they left the stack
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,8 @@ class StackReport:
         return tuple(found)
 
 
-@dataclass
-class _Placed:
-    """An adapter's matched layers on the base's device, by module path."""
-
-    layers: dict[str, Layer]
-    on_device: dict[str, Any] = field(default_factory=dict)
-
-
 _Recipe = tuple[tuple[str, float], ...]  # (adapter's key, weight), sorted by key
+_Factors = tuple[Any, ...]  # on the base's device in fp32: (up scaled by alpha / rank, down), or (layer,)
 
 
 class Stack:
@@ -59,11 +53,11 @@ class Stack:
 
     def __init__(self, c: Components):
         self._c = c
-        self._modules: dict[str, nn.Module] = module_map(c)
+        self._weights: dict[str, Parameter] = parameter_map(c)
         self._own: dict[str, Tensor] = {}  # module path -> the base's tensor, for layers under the stack
         self._recipes: dict[str, _Recipe] = {}  # module path -> what its tensor is made of now
         self._applied: _Recipe = ()
-        self._placed: dict[str, _Placed] = {}
+        self._placed: dict[str, dict[str, Layer | _Factors]] = {}  # adapter's key -> its matching layers, factors once they were baked
         self._keys: dict[int, tuple[Adapter, str]] = {}
 
     def set(self, rows: Sequence[tuple[Adapter, float]], names: Sequence[str] = ()) -> StackReport:
@@ -81,8 +75,9 @@ class Stack:
             self._bake(changed, recipes, names)
         except BaseException:
             self.clear()
+            self._forget([])
             raise
-        self._forget()
+        self._forget([adapter for adapter, _ in rows])
         return StackReport(reports, names, len(changed))
 
     def clear(self) -> None:
@@ -96,7 +91,7 @@ class Stack:
         made = self._applied
         if parts:
             prefixes = tuple(f"{part}." for part in parts)
-            made = tuple(row for row in made if any(path.startswith(prefixes) for path in self._placed[row[0]].layers))
+            made = tuple(row for row in made if any(path.startswith(prefixes) for path in self._placed[row[0]]))
         return hashlib.sha256(repr(made).encode()).hexdigest()[:16] if made else ""
 
     def _fit(self, adapter: Adapter, name: str) -> LoadReport:
@@ -105,13 +100,13 @@ class Stack:
         if adapter.family != own.name:
             other = FAMILIES[adapter.family].facts.title if adapter.family in FAMILIES else adapter.family
             raise FormatError(f"LoRA {name} is for {other}, the base {self._c.base.name} is {own.title}; choose a LoRA or a base of the same family")
-        found = report(adapter, {path: tuple(module.weight.shape) for path, module in self._modules.items()})  # type: ignore[union-attr]
+        found = report(adapter, {path: tuple(weight.shape) for path, weight in self._weights.items()})
         if not found.matched:
             first = next(iter([*found.missing, *found.mismatched]), "it has none")
             raise FormatError(
                 f"LoRA {name} ({own.title}) has no layer that fits the base {self._c.base.name} ({own.title}): {first}; choose the base it was trained on"
             )
-        self._placed.setdefault(self._key(adapter), _Placed({path: adapter.layers[path] for path in found.matched}))
+        self._placed.setdefault(self._key(adapter), {path: adapter.layers[path] for path in found.matched})
         return found
 
     def _key(self, adapter: Adapter) -> str:
@@ -132,7 +127,7 @@ class Stack:
     def _by_layer(self) -> dict[str, _Recipe]:
         found: dict[str, list[tuple[str, float]]] = {}
         for key, weight in self._applied:
-            for path in self._placed[key].layers:
+            for path in self._placed[key]:
                 found.setdefault(path, []).append((key, weight))
         return {path: tuple(rows) for path, rows in found.items()}
 
@@ -146,41 +141,44 @@ class Stack:
                 if path not in recipes:
                     self._restore(path)
                     continue
-                module: Any = self._modules[path]
+                held = self._weights[path]
                 own = self._own.get(path)
                 if own is None:
-                    own = module.weight.data
-                total = own.to(module.weight.device, torch.float32, copy=True)
+                    own = held.data
+                total = own.to(held.device, torch.float32, copy=True)
                 for key, weight in recipes[path]:
-                    self._add(total, key, path, weight)
+                    self._add(total, own, self._factors(key, path, total), weight)
                 baked = total.to(own.dtype)
                 finite &= torch.isfinite(baked).all().to(finite.device)
                 self._own[path] = own if spare else own.to("cpu")
-                module.weight.data = baked
+                held.data = baked
                 self._recipes[path] = recipes[path]
         if not bool(finite):
             raise FormatError(f"LoRA {', '.join(names)}: these weights make numbers beyond {self._c.dtype}; lower the weights, or the file is broken")
 
-    def _add(self, total: "Tensor", key: str, path: str, weight: float) -> None:
-        """total += weight * delta, in fp32."""
-        placed = self._placed[key]
-        factors = placed.on_device.get(path)
-        layer = placed.layers[path]
-        if factors is None:
+    def _factors(self, key: str, path: str, like: "Tensor") -> _Factors:
+        factors = self._placed[key][path]
+        if not isinstance(factors, tuple):
+            layer = factors
             if isinstance(layer, LowRank):
-                factors = (layer.up.to(total).flatten(1) * (layer.alpha / layer.rank), layer.down.to(total).flatten(1))
+                factors = (layer.up.to(like).flatten(1) * (layer.alpha / layer.rank), layer.down.to(like).flatten(1))
             else:
-                factors = (layer.delta().to(total),)
-            placed.on_device[path] = factors
+                factors = (moved(layer, like),)
+            self._placed[key][path] = factors
+        return factors
+
+    @staticmethod
+    def _add(total: "Tensor", own: "Tensor", factors: _Factors, weight: float) -> None:
+        """total += weight * delta, in fp32; own: the base's tensor, which some deltas depend on."""
         if len(factors) == 2:
             total.view(total.shape[0], -1).addmm_(*factors, alpha=weight)
         else:
-            total.add_(factors[0], alpha=weight)
+            total.add_(delta(factors[0], own.to(total)), alpha=weight)
 
     def _restore(self, path: str) -> None:
         own = self._own.pop(path)
-        module: Any = self._modules[path]
-        module.weight.data = own.to(module.weight.device)
+        held = self._weights[path]
+        held.data = own.to(held.device)
         self._recipes.pop(path, None)
 
     def _spare(self, paths: Sequence[str]) -> bool:
@@ -189,19 +187,20 @@ class Stack:
 
         if self._c.device.type != "cuda":
             return True
-        fresh = [self._modules[path].weight for path in paths if path not in self._own]
-        needed = sum(weight.numel() * weight.element_size() for weight in fresh)  # type: ignore[operator, union-attr]
+        fresh = [self._weights[path] for path in paths if path not in self._own]
+        needed = sum(weight.numel() * weight.element_size() for weight in fresh)
         return torch.cuda.mem_get_info(self._c.device)[0] > needed + SPARE_BYTES
 
-    def _forget(self) -> None:
-        """Drop the factors of adapters that left the stack, the longest unused first."""
+    def _forget(self, adapters: Sequence[Adapter]) -> None:
+        """Let go of adapters that left the stack; of the last few the factors stay."""
         used = {key for key, _ in self._applied}
-        for key in used:
-            self._placed[key] = self._placed.pop(key)
         idle = [key for key in self._placed if key not in used]
-        for key in idle[: max(0, len(self._placed) - CACHED)]:
+        for key in used:
+            self._placed[key] = self._placed.pop(key)  # to the end: the longest unused comes first
+        for key in idle[: max(0, len(idle) - CACHED)]:
             del self._placed[key]
-        self._keys = {number: known for number, known in self._keys.items() if known[1] in self._placed}
+        here = {id(adapter) for adapter in adapters}
+        self._keys = {number: known for number, known in self._keys.items() if number in here}
 
 
 def _digest(adapter: Adapter) -> str:
@@ -210,8 +209,8 @@ def _digest(adapter: Adapter) -> str:
     digest = hashlib.sha256(adapter.family.encode())
     for path in sorted(adapter.layers):
         layer = adapter.layers[path]
-        values: Sequence[Any] = (layer.down, layer.up) if isinstance(layer, LowRank) else (layer.delta(),)
-        digest.update(f"{path} {layer.alpha} {[tuple(value.shape) for value in values]} {[str(value.dtype) for value in values]}".encode())
+        values = tensors(layer)
+        digest.update(f"{path} {facts(layer)} {[tuple(value.shape) for value in values]} {[str(value.dtype) for value in values]}".encode())
         for value in values:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -57,7 +57,7 @@ def load(c: Components, adapter: Adapter) -> None:
                 up.zero_()
                 continue
             if not isinstance(layer, LowRank):
-                raise FormatError(f"{path}: holds a full difference, which training cannot go on from; extract a LoRA of it first")
+                raise FormatError(f"{path}: is a {type(layer).__name__.lower()} layer, which training cannot go on from; resize the file to a plain LoRA first")
             if layer.rank > down.shape[0] or layer.down.shape[1:] != down.shape[1:] or layer.up.shape[0] != up.shape[0]:
                 raise FormatError(
                     f"{path}: rank {layer.rank}, shape {list(layer.shape)} does not fit rank {down.shape[0]} here; set rank to {layer.rank} or resize the LoRA"
@@ -109,6 +109,16 @@ def module_map(c: Components) -> "dict[str, nn.Module]":
                 module = module.get_base_layer()
             if getattr(module, "weight", None) is not None:
                 found[prefix + name] = module
+    return found
+
+
+def parameter_map(c: Components) -> "dict[str, nn.Parameter]":
+    """Path of a layer -> the base's own parameter that it changes: a module's weight under its path, its bias under the path and `.bias`."""
+    found: dict[str, nn.Parameter] = {}
+    for path, module in module_map(c).items():
+        found[path] = module.weight  # type: ignore[assignment]
+        if getattr(module, "bias", None) is not None:
+            found[f"{path}.bias"] = module.bias  # type: ignore[assignment]
     return found
 
 
