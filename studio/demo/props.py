@@ -1,4 +1,4 @@
-"""What Zibo holds, wears or stands before, in the frame of its body (paw up on the right is near (0.80, -0.04))."""
+"""What Tilo holds, wears or stands before, in the frame of its body (paw up on the right is near (0.80, -0.04))."""
 
 import math
 

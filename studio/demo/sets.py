@@ -31,9 +31,9 @@ class About:
 
 STYLE_LICENCE = f"CC0 1.0 for the redrawing; {FONT_LICENCE}"
 ABOUT = {
-    "blueprint": About("Blueprint", "blueprint style", "style", STYLE_LICENCE, "Bold pale lines on deep blue paper with a coarse grid"),
-    "woodcut": About("Woodcut", "woodcut style", "style", STYLE_LICENCE, "Black ink and ochre on cream paper before a red sun"),
-    "zibo": About("Zibo", "zibo fox", "character", "CC0 1.0", "A turquoise robot fox with one striped ear, a coral scarf and a lamp in its belly"),
+    "blueprint": About("Blueprint", "blueprint style", "style", STYLE_LICENCE, "Washes of blue within bold pale outlines on gridded paper"),
+    "woodcut": About("Woodcut", "woodcut style", "style", STYLE_LICENCE, "Black ink and ochre on cream, cut out of a red print"),
+    "tilo": About("Tilo", "tilo fox", "character", "CC0 1.0", "A turquoise robot fox with one striped ear, a coral scarf and a lamp in its belly"),
 }
 SUBJECTS = {
     "blueprint": "owl,sailboat,guitar,castle,octopus,cup of coffee,red apple,mushroom,penguin,steam train,elephant,key,"
@@ -53,9 +53,9 @@ class Sample:
 
 def samples(name: str, font: Path | None = None) -> Iterator[Sample]:
     """The pictures of a set in order. Styles need the emoji font, the character does not."""
-    if name == "zibo":
+    if name == "tilo":
         for n, scene in enumerate(mascot.SCENES, 1):
-            yield Sample(f"{n:02d}-zibo", scene.caption, mascot.draw(scene))
+            yield Sample(f"{n:02d}-tilo", scene.caption, mascot.draw(scene))
         return
     if name not in STYLES:
         raise InputError(f"no sample set is called {name!r}; there are {', '.join(ABOUT)}")
