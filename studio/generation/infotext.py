@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio import __version__
-from studio.config import GenerateConfig, LoraWeight, build, safe_stem
+from studio.config import GenerateConfig, build, safe_stem
 from studio.errors import ImageError, SettingsError
 from studio.generation import prompt as prompts
 from studio.metadata import write_atomic
@@ -49,7 +49,7 @@ class Recalled:
 
     config: GenerateConfig
     given: frozenset[str]
-    hashes: Mapping[str, str] = field(default_factory=dict)  # adapter name -> hash
+    hashes: Mapping[str, str] = field(default_factory=dict)  # adapter name -> hash, at most 12 digits
     unknown: Mapping[str, str] = field(default_factory=dict)
     exact: bool = False  # from our own JSON
 
@@ -104,7 +104,7 @@ def from_json(text: str) -> Recalled:
     try:
         found = json.loads(text)
         version, settings, adapters = found["version"], dict(found["settings"]), found["adapters"]
-        hashes = {str(row["name"]): str(row["hash"]) for row in adapters if row.get("hash")}
+        hashes = {str(row["name"]): _short(str(row["hash"])) for row in adapters if row.get("hash")}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise SettingsError(f"the picture's {CHUNK} text is broken; recall it from the studio that made it") from None
     if not isinstance(version, int) or version > VERSION:
@@ -156,7 +156,7 @@ def stems(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _details(settings: GenerateConfig, named: Sequence[tuple[str, Used]], model: Model) -> Iterator[str]:
-    hashes = {name: row.hash[:HASH_DIGITS].lower() for name, row in named if len(row.hash) >= HASH_DIGITS and not row.hash.startswith(NOTHING)}
+    hashes = {name: _short(row.hash) for name, row in named if len(row.hash) >= HASH_DIGITS and not row.hash.startswith(NOTHING)}
     guidance = None if settings.guidance is None else prompts.number(settings.guidance)
     model_name = re.sub(r'[,:"\s]+', " ", model.name).strip()
     listed = {
@@ -175,6 +175,10 @@ def _details(settings: GenerateConfig, named: Sequence[tuple[str, Used]], model:
     table = ({"model": model.hash} if model.hash else {}) | {f"lora:{name}": value for name, value in hashes.items()}
     if table:
         yield f"Hashes: {json.dumps(table)}"
+
+
+def _short(digest: str) -> str:
+    return digest[:HASH_DIGITS].lower()
 
 
 def _quote(value: object) -> str:
@@ -208,14 +212,14 @@ def _read_details(line: str) -> tuple[dict[str, str], dict[str, str]]:
             table = json.loads(found[1])
         except ValueError:
             continue  # another program's notation, listed below like any field
-        hashes |= {key.removeprefix("lora:"): str(value) for key, value in table.items() if key.startswith("lora:")}
+        hashes |= {key.removeprefix("lora:"): _short(str(value)) for key, value in table.items() if key.startswith("lora:")}
         line = line.replace(found[0], "")
     line = _CIVITAI.sub("", line)
     details = {found[1].strip(): _unquote(found[2].strip()) for found in _FIELD.finditer(line)}
     for entry in details.pop("Lora hashes", "").split(","):
         name, _, value = entry.rpartition(":")
         if name.strip() and value.strip():
-            hashes[name.strip()] = value.strip()
+            hashes[name.strip()] = _short(value.strip())
     return details, hashes
 
 
@@ -272,8 +276,3 @@ def _utf16(raw: bytes) -> str:
     """UTF-16 of either byte order: Latin text tells which."""
     little = raw[1::2].count(0) > raw[0::2].count(0)
     return raw.decode("utf-16-le" if little else "utf-16-be", "replace")
-
-
-def loras(settings: GenerateConfig) -> tuple[LoraWeight, ...]:
-    """All adapters that settings name, in rows and in the prompt."""
-    return prompts.merge(settings.loras, prompts.parse(settings.prompt).loras)

@@ -171,17 +171,30 @@ def _draw(c: Components, config: GenerateConfig, plan: _Plan, text_stack: str, r
         report(index + 1)
         return tensors
 
+    generator = torch.Generator().manual_seed(config.seed)
     output = pipeline(
         **conditioning.arguments(c, plan.prompt, config.negative_prompt, config.guidance or 0.0, text_stack),
         width=config.width,
         height=config.height,
         num_inference_steps=config.steps,
         guidance_scale=config.guidance,
-        generator=torch.Generator().manual_seed(config.seed),  # on the CPU: the same noise on every device
+        generator=generator,
+        latents=_noise(pipeline, config, generator).to(c.dtype),
         output_type="np",
         callback_on_step_end=step_done,
     )
     return _picture(output.images[0], c)
+
+
+def _noise(pipeline: Any, config: GenerateConfig, generator: "torch.Generator") -> "torch.Tensor":
+    """What the picture starts from, shaped as the pipeline takes it. Drawn on the CPU in fp32: the same on every device and in every format."""
+    import torch
+
+    channels, scale = pipeline.vae.config.latent_channels, pipeline.vae_scale_factor
+    height, width = (config.height or 0) // scale, (config.width or 0) // scale
+    noise = torch.randn(1, channels, height, width, generator=generator)
+    pack = getattr(pipeline, "_pack_latents", None)  # transformers take tokens
+    return noise if pack is None else pack(noise, 1, channels, height, width)
 
 
 def _picture(pixels: Any, c: Components) -> "Picture":

@@ -1,10 +1,14 @@
 """Samplers by the names people know, made from the base's own scheduler settings."""
 
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from studio.errors import SettingsError
 from studio.families.base import Components
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # key of Facts.samplers -> diffusers class and what differs from the base's own settings
 _KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -26,12 +30,12 @@ def scheduler(c: Components, sampler: str | None) -> Any:
 
     own = c.parts["scheduler"]
     if sampler is None:
-        return type(own).from_config(own.config)
+        return _exact(type(own).from_config(own.config))
     key = c.facts.samplers.get(_known(c, sampler))
     if key is None:
         raise SettingsError(f"sampler {sampler!r} is unknown for {c.facts.title}; known are {', '.join(c.facts.samplers)}")
     kind, changes = _KINDS[key]
-    return getattr(diffusers, kind).from_config(own.config, **changes)
+    return _exact(getattr(diffusers, kind).from_config(own.config, **changes))
 
 
 def name(c: Components, sampler: str | None) -> str:
@@ -40,6 +44,19 @@ def name(c: Components, sampler: str | None) -> str:
         return _known(c, sampler)
     own = type(c.parts["scheduler"]).__name__
     return next((title for title, key in c.facts.samplers.items() if _KINDS[key][0] == own), own)
+
+
+def _exact(scheduler: Any) -> Any:
+    """The scheduler, computing its steps in fp32: in half precision even its noise differs from machine to machine."""
+    step = scheduler.step
+
+    @functools.wraps(step)  # pipelines look at the signature for what to pass
+    def exact(prediction: "Tensor", timestep: Any, sample: "Tensor", **options: Any) -> tuple[Any, ...]:
+        found = step(prediction.float(), timestep, sample.float(), **options)
+        return (found[0].to(sample.dtype), *found[1:])
+
+    scheduler.step = exact
+    return scheduler
 
 
 def _known(c: Components, sampler: str) -> str:

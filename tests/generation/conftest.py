@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -48,10 +49,11 @@ def c(request: pytest.FixtureRequest, loaded: Callable[[str], Components]) -> Co
 def adapter(c: Components, seed: int, contains: Sequence[str] = (".attn",), *, rank: int = 4, size: float = 0.3, every: int = 1) -> Adapter:
     """Random low-rank layers on modules whose path contains one of the words."""
     draw = torch.Generator().manual_seed(seed)
-    paths = [path for path, module in module_map(c).items() if any(word in path for word in contains) and module.weight.ndim in (2, 4)]  # type: ignore[union-attr]
+    shapes: dict[str, Any] = {path: module.weight.shape for path, module in module_map(c).items()}
+    paths = [path for path, shape in shapes.items() if any(word in path for word in contains) and len(shape) in (2, 4)]
     layers = {}
     for path in paths[::every]:
-        shape = module_map(c)[path].weight.shape  # type: ignore[union-attr]
+        shape = shapes[path]
         down = torch.randn(rank, *shape[1:], generator=draw) / shape[1:].numel() ** 0.5
         layers[path] = LowRank(down, torch.randn(shape[0], rank, *([1] * (len(shape) - 2)), generator=draw) * size / rank**0.5, alpha=rank / 2)
-    return Adapter(c.facts.name, layers, {"ss_output_name": f"random-{seed}", "sshs_model_hash": f"{seed:064x}"})
+    return Adapter(c.facts.name, layers, {"ss_output_name": f"random-{seed}", "sshs_model_hash": f"{seed:012x}" + "ab" * 26})
