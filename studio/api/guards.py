@@ -17,9 +17,12 @@ CLOSED = (
     "/gradio_api/proxy=",
     "/gradio_api/file=",
     "/gradio_api/file/",
-    "/monitoring",
-    "/gradio_api/monitoring",
     "/gradio_api/deep_link",
+    "/gradio_api/monitoring",
+    "/monitoring",
+    "/openapi.json",
+    "/docs",
+    "/redoc",
 )
 # gr.HTML compiles its templates, hence 'unsafe-eval'.
 CSP = (

@@ -90,7 +90,17 @@ def test_generate_refuses_a_lora_of_no_library_and_draws_up_a_job_otherwise(clie
 
 
 def test_no_reply_tells_where_the_studio_lies(client: TestClient, workspace: Workspace, run: str, tmp_path: Path) -> None:
-    paths = ["/api/status", "/api/sets", "/api/jobs", f"/api/jobs/{run}", f"/api/jobs/{run}/history", "/api/adapters", "/api/images", "/api/bases", "/api/sets/none"]
+    paths = [
+        "/api/status",
+        "/api/sets",
+        "/api/jobs",
+        f"/api/jobs/{run}",
+        f"/api/jobs/{run}/history",
+        "/api/adapters",
+        "/api/images",
+        "/api/bases",
+        "/api/sets/none",
+    ]
     for path in paths:
         text = client.get(path).text
         assert str(tmp_path) not in text and "/assets/bases" not in text, path
@@ -101,7 +111,11 @@ def test_paths_are_cut_out_of_sentences_and_settings() -> None:
     assert without_paths("/home/me/data/x.safetensors: no such file") == "x.safetensors: no such file"
     assert without_paths("C:\\Users\\me\\x.png is broken") == "x.png is broken"
     assert without_paths("loss 1/2 and/or a ratio") == "loss 1/2 and/or a ratio"
-    assert public({"path": "/a/b/c", "prompt": "/a/b/c", "loras": [{"name": "/x/y.safetensors"}]}) == {"path": "c", "prompt": "/a/b/c", "loras": [{"name": "y.safetensors"}]}
+    assert public({"path": "/a/b/c", "prompt": "/a/b/c", "loras": [{"name": "/x/y.safetensors"}]}) == {
+        "path": "c",
+        "prompt": "/a/b/c",
+        "loras": [{"name": "y.safetensors"}],
+    }
 
 
 def test_the_schema_of_settings_is_the_settings_class(client: TestClient) -> None:

@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 
 from studio.workspace import Workspace
 
-HOSTILE = '<img src=x onerror=alert(1)> ${alert(2)} \u202e.png'
+HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} \u202e.png"
 
 
 def test_pictures_come_in_with_captions_and_each_reject_says_why(client: TestClient, picture: bytes) -> None:
@@ -52,12 +52,28 @@ def test_sample_sets_are_there_with_covers_and_cannot_be_changed(client: TestCli
     assert samples[0]["name"] in reply.json()["error"]
 
 
-TRAVERSALS = ["../set.json", "..%2fset.json", "%2e%2e%2fset.json", "..%252fset.json", "..\\set.json", "..;/set.json", "/etc/passwd", "%2fetc%2fpasswd", "a%00.png"]
+TRAVERSALS = [
+    "../set.json",
+    "..%2fset.json",
+    "%2e%2e%2fset.json",
+    "..%252fset.json",
+    "..\\set.json",
+    "..;/set.json",
+    "/etc/passwd",
+    "%2fetc%2fpasswd",
+    "a%00.png",
+]
 
 
 @pytest.mark.parametrize("attack", TRAVERSALS)
 def test_no_name_walks_out_of_a_set_or_a_job(client: TestClient, filled: str, attack: str) -> None:
-    for path in (f"/api/sets/{filled}/pictures/{attack}", f"/api/sets/{attack}", f"/api/jobs/{attack}/files/log.txt", f"/api/images/{attack}/file", f"/studio-assets/1/{attack}"):
+    for path in (
+        f"/api/sets/{filled}/pictures/{attack}",
+        f"/api/sets/{attack}",
+        f"/api/jobs/{attack}/files/log.txt",
+        f"/api/images/{attack}/file",
+        f"/studio-assets/1/{attack}",
+    ):
         reply = client.get(path)
         assert reply.status_code in (404, 405), path
         assert "root:" not in reply.text

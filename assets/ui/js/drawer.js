@@ -53,7 +53,7 @@ function content(item, close) {
   const more = h("div");
   api.get(`/adapters/${api.id(item.id)}/inspect`).then((told) => more.replaceChildren(...[metadata(told)].filter(Boolean)), () => {});
   return h("div", { class: "st-scroll" }, cover, h("div", { class: "st-pad st-about" },
-    h("div", { class: "st-drawer-title" }, h("h2", {}, item.name), button("Rename", { kind: "icon quiet small", symbol: "text", act: () => rename(item) })),
+    h("div", { class: "st-drawer-title" }, h("h2", {}, item.name), button("Rename", { kind: "icon quiet small", symbol: "edit", act: () => rename(item) })),
     h("div", { class: "st-actions" }, badge(item.family || "unknown family", "accent"), item.kind ? badge(item.kind) : null),
     h("div", { class: "st-actions" }, button("Use in Generate", { kind: "primary", symbol: "generate", act: () => { show("generate"); say("stack-add", { name: item.name }); } }), button("Export", { symbol: "download", act: () => exportDialog({ source: item.name, name: item.name }) })),
     item.trigger ? [h("h4", {}, "Trigger"), h("code", { class: "st-trigger" }, item.trigger)] : null,
@@ -69,7 +69,7 @@ export function drawer({ close }) {
   const draw = (item) => {
     node.hidden = !item;
     shown = item?.id ?? "";
-    if (item) node.replaceChildren(button("Close", { kind: "icon quiet st-drawer-close", symbol: "close", act: close }), content(item, close));
+    if (item) node.replaceChildren(h("div", { class: "st-drawer-close" }, button("Close", { kind: "icon quiet", symbol: "close", act: close })), content(item, close));
   };
   on("picked", draw);
   on("adapters", () => { if (shown && !state.adapters.some((item) => item.id === shown)) close(); });

@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { on, say, settled } from "./bus.js";
 import { command } from "./commands.js";
-import { badge, button, empty, h, icon, picture } from "./dom.js";
+import { button, empty, h, icon, picture } from "./dom.js";
 import { drawer } from "./drawer.js";
 import { bytes, count } from "./format.js";
 import { grid } from "./grid.js";
@@ -114,6 +114,8 @@ export function mount(element) {
   on("adapters", search);
   on("view", cards.redraw);
   on("open-adapter", (id) => { tab(0); pick(id); });
+  command({ id: "library-add", title: "Add a LoRA file to the library", symbol: "upload", run: async () => addFiles(await choose({ accept: ".safetensors" })) });
+  command({ id: "bases", title: "Show the base models", symbol: "box", run: () => { show("library"); tab(1); } });
   command({ id: "library-search", title: "Search the library", keys: "/", symbol: "search", when: () => current() === "library", run: () => input.focus() });
   tab(0);
   draw();

@@ -172,7 +172,10 @@ export function mount(element) {
   on("open-run", openRun);
   on("event", ({ job: id, event }) => { if (id === open && history) { history.take(event); redraw(); } });
   on("resync", () => open && openRun(open));
-  on("cancel-train", () => { const record = job(open); if (record && isActive(record)) act("cancel")(); });
+  on("cancel-train", () => {
+    const record = job(open);
+    if (record && isActive(record)) toast(`Cancel ${record.name}?`, { tone: "warn", detail: "Checkpoints made so far stay.", action: "Cancel the run", act: act("cancel") });
+  });
   on("jobs", () => {
     if (!job(open)) {
       const first = state.jobs.find((one) => one.kind === "train");

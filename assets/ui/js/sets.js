@@ -2,11 +2,13 @@
 
 import * as api from "./api.js";
 import { on, remember, remembered, say, settled } from "./bus.js";
+import { command } from "./commands.js";
 import { ask, menu } from "./dialogs.js";
 import { badge, button, empty, h, icon, keyed, picture } from "./dom.js";
 import { call } from "./form.js";
 import { count } from "./format.js";
 import { choose, onDrop, send } from "./intake.js";
+import { show } from "./shell.js";
 import { refresh, state } from "./state.js";
 import { failed, toast } from "./toasts.js";
 
@@ -63,6 +65,17 @@ async function bringIn(files) {
   }
   await refresh("sets");
   await select(target, true);
+}
+
+async function edit(set) {
+  const [name, trigger] = await ask("Image set", [{ label: "Name", value: set.name }, { label: "Trigger word", value: set.trigger }], "Save");
+  try {
+    await api.patch(`/sets/${api.id(set.id)}`, { name: name || set.name, trigger });
+    await refresh("sets");
+    await select(set.id);
+  } catch (error) {
+    failed("The set was not changed")(error);
+  }
 }
 
 async function removeSet(set) {
@@ -151,7 +164,7 @@ function detail() {
     node.hidden = !set;
     if (!set) return;
     const captioned = set.pictures.filter((item) => item.caption).length;
-    const more = button("More", { kind: "icon quiet", symbol: "more", act: (_, at) => menu(at, [{ label: "Remove this set", symbol: "trash", danger: true, act: () => removeSet(set) }]) });
+    const more = button("More", { kind: "icon quiet", symbol: "more", act: (_, at) => menu(at, [{ label: "Name and trigger word", symbol: "edit", act: () => edit(set) }, { label: "Remove this set", symbol: "trash", danger: true, act: () => removeSet(set) }]) });
     head.replaceChildren(h("div", { class: "st-sethead-text" }, h("h3", {}, set.title || set.name), h("p", {}, set.trigger ? [h("span", {}, "trigger "), h("code", {}, set.trigger)] : "no trigger word", h("span", {}, ` · ${captioned} of ${set.pictures.length} captioned`))), set.builtin ? badge("sample") : more);
     keyed(list, set.pictures, (item) => `${set.id}/${item.name}`, pictureRow, (row, item) => {
       const text = row.querySelector("textarea");
@@ -163,10 +176,14 @@ function detail() {
   return node;
 }
 
+const newSet = () => create().catch(failed("The set was not made"));
+
 export function mount(element) {
+  command({ id: "new-set", title: "New image set", symbol: "pictures", run: () => { show("train"); newSet(); } });
+
   const cards = h("div", { class: "st-setcards", role: "radiogroup", "aria-label": "Image sets" });
-  const none = empty("pictures", "Start with pictures", ["10 to 30 of one style or one subject are a good beginning. Drop them here, or a zip of them."], button("New image set", { kind: "primary", symbol: "plus", act: () => create().catch(failed("The set was not made")) }));
-  const panel = h("section", { class: "st-panel", "aria-label": "Image set" }, h("header", { class: "st-panel-head" }, h("h2", {}, "Pictures"), h("span", { class: "st-spring" }), button("New set", { kind: "small", symbol: "plus", act: () => create().catch(failed("The set was not made")) })), h("div", { class: "st-scroll" }, cards, none, detail()));
+  const none = empty("pictures", "Start with pictures", ["10 to 30 of one style or one subject are a good beginning. Drop them here, or a zip of them."], button("New image set", { kind: "primary", symbol: "plus", act: newSet }));
+  const panel = h("section", { class: "st-panel", "aria-label": "Image set" }, h("header", { class: "st-panel-head" }, h("h2", {}, "Pictures"), h("span", { class: "st-spring" }), button("New set", { kind: "small", symbol: "plus", act: newSet })), h("div", { class: "st-scroll" }, cards, none, detail()));
   onDrop(panel, bringIn);
   element.replaceChildren(panel);
   const draw = () => {

@@ -1,0 +1,68 @@
+import gradio as gr
+import pytest
+
+from studio.config import GenerateConfig, Settings, TrainConfig, build
+from studio.ui import generate, train
+from studio.ui.forms import Form, widget
+
+# Chosen elsewhere on the page, or for the command line alone.
+ELSEWHERE = {TrainConfig: {"images", "output"}, GenerateConfig: {"loras"}}
+
+
+def form(kind: type[Settings]) -> Form:
+    with gr.Blocks():
+        return (train if kind is TrainConfig else generate)._form(["demo-sdxl"])
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, GenerateConfig])
+def test_every_setting_has_a_widget_with_its_help(kind: type[Settings]) -> None:
+    made = form(kind)
+    assert set(made.names) == set(kind.model_fields) - ELSEWHERE[kind]
+    assert all(widget.info.startswith(kind.model_fields[name].description) for name, widget in made.widgets.items())
+    assert len({widget.elem_id for widget in made.widgets.values()}) == len(made.widgets)
+
+
+@pytest.mark.parametrize(("kind", "needed"), [(TrainConfig, {"images": "x"}), (GenerateConfig, {})])
+def test_an_untouched_form_means_the_defaults(kind: type[Settings], needed: dict[str, str]) -> None:
+    made = form(kind)
+    read = made.values({widget: widget.value for widget in made.widgets.values()})
+    expected = build(kind, {**needed, **({"sample_every": 50} if kind is TrainConfig else {})})
+    assert build(kind, {**needed, **read}) == expected
+
+
+def test_settings_go_into_widgets_and_come_back_the_same() -> None:
+    made = form(TrainConfig)
+    config = build(
+        TrainConfig,
+        {"images": "x", "learning_rate": 1e-4, "rank": 8, "flip": True, "gradient_checkpointing": False, "sample_prompts": ["a", "b"], "seed": 2**62 + 1},
+    )
+    shown = {widget: update["value"] for widget, update in made.show(config.model_dump()).items()}
+    shown[made.widgets["gradient_checkpointing"]] = "off"
+    assert build(TrainConfig, {"images": "x", **made.values(shown)}) == config
+
+
+def test_text_in_a_number_is_refused_by_the_settings_class_by_name() -> None:
+    made = form(GenerateConfig)
+    given = {widget: widget.value for widget in made.widgets.values()} | {made.widgets["guidance"]: " much "}
+    with pytest.raises(Exception, match="guidance 'much'"):
+        build(GenerateConfig, made.values(given))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "ends"),
+    [
+        (TrainConfig, "rank", "(1 to 512)"),
+        (TrainConfig, "learning_rate", "(above 0, up to 10)"),
+        (TrainConfig, "save_every", "(0 or more)"),
+        (GenerateConfig, "seed", "(-1 or more)"),
+    ],
+)
+def test_help_names_the_range(kind: type[Settings], name: str, ends: str) -> None:
+    assert widget(kind, name).info.endswith(ends)
+
+
+def test_empty_widgets_show_what_the_base_takes() -> None:
+    made = form(GenerateConfig)
+    shown = {name: update["placeholder"] for name, w in made.widgets.items() if (update := made.placeholders({"steps": 20, "guidance": 4.0}).get(w))}
+    assert (shown["steps"], shown["guidance"], shown["sampler"]) == ("20", "4", "auto")
+    assert "prompt" not in shown
