@@ -47,7 +47,7 @@ def build_sdxl(out: Path, renderer: Renderer, sizes: shapes.Sizes, recipe: Recip
     bank = stages.fill_bank(vae, renderer, recipe, tokenizer)
     empty = stages.token_ids(tokenizer, [""], 77, renderer.device)[0]
     stages.train_sdxl(encoders, unet, bank, empty, recipe, budget, print)
-    scheduler = EulerDiscreteScheduler(
+    scheduler: Any = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon", timestep_spacing="leading", steps_offset=1
     )
     parts = (vae, *encoders, tokenizer, tokenizer, unet, scheduler)
@@ -98,7 +98,8 @@ def _load_vae(out: Path, device: torch.device) -> Any:
 
     if not (out / "vae").is_dir():
         raise InputError(f"{out / 'vae'} is missing; train it first: python -m studio.demo.bases vae --out {out}")
-    return AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
+    vae: Any = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32)
+    return vae.to(device).eval().requires_grad_(False)
 
 
 def main() -> None:

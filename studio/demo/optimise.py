@@ -36,7 +36,7 @@ class Optimiser:
 
     def __init__(self, modules: Sequence[nn.Module], peak: float, weight_decay: float, average: float, dtype: torch.dtype) -> None:
         self.modules = modules
-        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.masters = [p.detach().float().clone() for p in self.parameters]
         self.averages = [master.clone() for master in self.masters]
         self.peak = peak

@@ -21,7 +21,7 @@ class Pen:
         self.ink = ink
         self.line = line
         self._half = side * OVERSAMPLING / 2
-        self._image = Image.new("RGB", (side * OVERSAMPLING,) * 2, paper)
+        self._image = Image.new("RGB", (side * OVERSAMPLING, side * OVERSAMPLING), paper)
         self._draw = ImageDraw.Draw(self._image)
         self._matrix: Matrix = (self._half, 0, self._half, 0, self._half, self._half)
 

@@ -12,11 +12,11 @@ T5_WIDTH = 192
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths that tests shrink; the defaults are the shipped models'."""
+    """Widths that tests shrink; the defaults are the shipped models'. Tuples of int, which diffusers declares as of one."""
 
-    vae: tuple[int, ...] = (32, 64, 96, 128)
-    unet: tuple[int, ...] = (96, 112, 128)
-    unet_heads: tuple[int, ...] = (6, 7, 8)
+    vae: Any = (32, 64, 96, 128)
+    unet: Any = (96, 112, 128)
+    unet_heads: Any = (6, 7, 8)
     transformer_heads: int = 8
     single_blocks: int = 5
 
@@ -27,10 +27,12 @@ TINY = Sizes(vae=(16, 16, 16, 16), unet=(16, 16, 16), unet_heads=(1, 1, 1), tran
 def vae(sizes: Sizes) -> Any:
     from diffusers import AutoencoderKL
 
+    down: Any = ("DownEncoderBlock2D",) * 4
+    up: Any = ("UpDecoderBlock2D",) * 4
     return AutoencoderKL(
         block_out_channels=sizes.vae,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        down_block_types=down,
+        up_block_types=up,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=16,
@@ -95,7 +97,7 @@ def unet(sizes: Sizes) -> Any:
         layers_per_block=2,
         norm_num_groups=16,
         cross_attention_dim=2 * CLIP_WIDTH,
-        transformer_layers_per_block=(1, 1, 1),
+        transformer_layers_per_block=1,
         attention_head_dim=sizes.unet_heads,
         use_linear_projection=True,
         addition_embed_type="text_time",
@@ -108,7 +110,7 @@ def transformer(sizes: Sizes) -> Any:
     """FLUX.1's transformer, its modulation zero at first so that every block begins as the identity."""
     from diffusers import FluxTransformer2DModel
 
-    model = FluxTransformer2DModel(
+    model: Any = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * LATENT_CHANNELS,
         num_layers=2,

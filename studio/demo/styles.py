@@ -14,7 +14,7 @@ SIDE = 256
 _WORK = 2 * SIDE
 
 Style = Callable[[Image.Image], Image.Image]
-Mask = NDArray[np.float32]  # (side, side) in [0, 1]
+Mask = NDArray[np.floating]  # (side, side) in [0, 1]
 
 PAPER_BLUE = (22, 62, 140)
 GRID_BLUE = (43, 87, 168)

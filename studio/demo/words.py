@@ -38,7 +38,7 @@ def clip_tokenizer(captions: Sequence[str]) -> Any:
         tokenizer.model.save(folder)
         learned = json.loads((Path(folder) / "vocab.json").read_text(encoding="utf-8"))
         lines = (Path(folder) / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#")]
+    merges: Any = [tuple(line.split()) for line in lines if line and not line.startswith("#")]
     # CLIP's own order: bytes, bytes that end a word, merges, the two marks.
     pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *sorted(learned, key=learned.get), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: n for n, piece in enumerate(dict.fromkeys(pieces))}
