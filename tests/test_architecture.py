@@ -17,7 +17,7 @@ STUDIO = ROOT / "studio"
 FILES = sorted(STUDIO.rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
-WORDS = {"config", "events", "errors", "metadata"}
+WORDS = {"config", "events", "errors", "container", "metadata"}
 MODELS = WORDS | {"families", "lora", "data"}
 ENGINES = {"training", "generation", "evaluation", "bench"}
 # Room -> rooms it may import. A front end sees the use cases and the shared words, and starts its neighbours.
@@ -25,7 +25,8 @@ ARROWS = {
     "config": {"errors"},
     "errors": set[str](),
     "events": {"errors"},
-    "metadata": {"errors"},
+    "container": {"errors"},
+    "metadata": {"errors", "container"},
     "families": WORDS,
     "lora": WORDS | {"families"},
     "data": WORDS | {"families"},

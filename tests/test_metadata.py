@@ -1,7 +1,6 @@
-"""Headers are read strictly, without torch; a changed header leaves the tensors alone."""
+"""Hashes follow their definitions; a changed header leaves the tensors alone."""
 
 import hashlib
-import json
 import struct
 from pathlib import Path
 
@@ -16,60 +15,9 @@ from studio.errors import FormatError
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "some.safetensors"
-    tensors = {"b": numpy.arange(6, dtype=numpy.float32).reshape(2, 3), "a": numpy.ones((4,), numpy.float16), "empty": numpy.zeros((0, 2), numpy.float32)}
+    tensors = {"b": numpy.arange(6, dtype=numpy.float32).reshape(2, 3), "a": numpy.ones((4,), numpy.float16)}
     save_file(tensors, path, {"title": "Ünïcode", "n": "1"})
     return path
-
-
-def crafted(header: object, body: bytes = b"", length: int | None = None) -> bytes:
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(raw) if length is None else length) + raw + body
-
-
-def test_a_header_tells_shapes_dtypes_and_metadata(file: Path) -> None:
-    header = metadata.read_header(file)
-    assert header.shapes == {"b": (2, 3), "a": (4,), "empty": (0, 2)}
-    assert header.dtypes["a"] == "F16" and header.metadata == {"title": "Ünïcode", "n": "1"}
-    begin, end = header.offsets["b"]
-    assert numpy.frombuffer(file.read_bytes()[header.start + begin : header.start + end], numpy.float32).tolist() == [0, 1, 2, 3, 4, 5]
-
-
-ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "too short"),
-        (b"PK\x03\x04" + b"x" * 100, "is not a .safetensors file"),
-        (crafted({"a": ENTRY}, b"0" * 8, length=4000), "cut off inside its header"),
-        (crafted({"a": ENTRY}, b"0" * 7), "is cut off, 1 bytes are missing"),
-        (crafted({"a": ENTRY}, b"0" * 9), "1 bytes behind its last tensor"),
-        (crafted({"a": {**ENTRY, "shape": [3]}}, b"0" * 8), "does not fill its bytes"),
-        (crafted({"a": {**ENTRY, "shape": [-2]}}, b"0" * 8), "broken header entry"),
-        (crafted({"a": {**ENTRY, "dtype": "F99"}}, b"0" * 8), "broken header entry"),
-        (crafted({"a": {**ENTRY, "shape": [True, 2]}}, b"0" * 8), "broken header entry"),
-        (crafted({"a": 7}, b"0" * 8), "broken header entry"),
-        (crafted({"a": ENTRY, "b": ENTRY}, b"0" * 8), "overlaps another"),
-        (crafted({"a": ENTRY, "b": {**ENTRY, "data_offsets": [16, 24]}}, b"0" * 24), "leaves a gap"),
-        (crafted({"__metadata__": {"n": 1}}), "metadata that is not text"),
-        (crafted(b'{"a": {}, "a": {}}'), "a name occurs twice"),
-        (crafted(b"{" + b"[" * 90_000), "broken header"),
-        (crafted(b'["a"]'), "no JSON object"),
-        (crafted(b"{\xff}"), "broken header"),
-    ],
-)
-def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, content: bytes, says: str) -> None:
-    path = tmp_path / "broken.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(FormatError, match=says) as caught:
-        metadata.read_header(path)
-    assert "\n" not in str(caught.value) and "broken.safetensors" in str(caught.value)
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="No such file"):
-        metadata.read_header(tmp_path / "none.safetensors")
 
 
 def test_hashes_are_those_of_their_definitions(file: Path, tmp_path: Path) -> None:
