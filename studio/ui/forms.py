@@ -14,6 +14,8 @@ from pydantic.fields import FieldInfo
 
 from studio.config import Settings
 
+Widget = gr.Textbox | gr.Dropdown | gr.Checkbox
+
 LABELS = {
     "base": "Base model",
     "batch_size": "Batch",
@@ -42,7 +44,7 @@ class Form:
     """Widgets of one settings class by field name."""
 
     kind: type[Settings]
-    widgets: Mapping[str, gr.components.Component]
+    widgets: Mapping[str, Widget]
 
     @property
     def names(self) -> list[str]:
@@ -63,7 +65,7 @@ class Form:
         return {widget: gr.update(placeholder=_words(defaults.get(name))) for name, widget in shown.items()}
 
 
-def widget(kind: type[Settings], name: str, choices: Sequence[Any] | None = None) -> gr.components.Component:
+def widget(kind: type[Settings], name: str, choices: Sequence[Any] | None = None) -> Widget:
     """The widget of one field."""
     field = kind.model_fields[name]
     label, help = LABELS.get(name, name.replace("_", " ").capitalize()), field.description

@@ -62,7 +62,7 @@ export function chart() {
     g.strokeStyle = colour("--st-line");
     g.textAlign = "right";
     g.textBaseline = "middle";
-    for (const mark of niceSteps(s.low, s.high, 4)) {
+    for (const mark of niceSteps(s.low, s.high, 5)) {
       const y = Math.round(s.y(mark)) + 0.5;
       g.beginPath(); g.moveTo(PAD.left, y); g.lineTo(PAD.left + s.box.w, y); g.stroke();
       if (losses.length) g.fillText(figure(mark, 3), PAD.left - 8, y);

@@ -46,8 +46,9 @@ function controls() {
   const go = button("Use in Generate", { symbol: "generate", kind: "small primary", act: () => useRun() });
   const save = button("Export", { symbol: "download", kind: "small", act: () => exportDialog({ source: open, name: job(open)?.name ?? "lora" }) });
   const more = button("Train further", { symbol: "plus", kind: "small", title: "Add steps to this run", act: (_, at) => menu(at, [100, 250, 500, 1000].map((n) => ({ label: `${n} more steps`, symbol: "plus", act: () => api.post(`/jobs/${api.id(open)}/extend`, { steps: n }).catch(failed("The run was not extended")) }))) });
+  const resume = button("Go on", { symbol: "play", kind: "small primary", title: "From the last checkpoint", act: act("resume") });
   const again = button("Run again", { symbol: "retry", kind: "small", act: act("retry") });
-  const node = h("div", { class: "st-run-controls" }, sample, finish, cancel, go, save, more, again);
+  const node = h("div", { class: "st-run-controls" }, sample, finish, cancel, go, save, more, resume, again);
   return {
     node,
     draw(record) {
@@ -58,7 +59,9 @@ function controls() {
       setReason(cancel, record.cancelling ? "It stops after this step" : "");
       const usable = !isActive(record) && (history?.checkpoints.size ?? 0) > 0;
       const kept = state.adapters.some((one) => one.run === record.id);
-      [save, more].forEach((one) => { one.hidden = !usable; });
+      save.hidden = !usable;
+      more.hidden = !usable || record.state !== "finished";
+      resume.hidden = !usable || record.state === "finished";
       go.hidden = isActive(record) || !kept;
       again.hidden = isActive(record) || record.state === "finished";
     },

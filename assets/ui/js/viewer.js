@@ -60,7 +60,7 @@ export function mount(element) {
   const trouble = h("div", { class: "st-trouble", role: "alert", hidden: true });
   const stage = h("section", { class: "st-stage", "aria-label": "Picture" }, none, frame, pending, trouble, bar.node);
   element.replaceChildren(stage);
-  onDrop(stage, (files) => files.length && recallFile(files));
+  onDrop(element.closest(".st-view") ?? stage, (files) => files.length && recallFile(files));
   image.addEventListener("click", () => lightbox(images.items.map((item) => ({ src: item.url, title: `${item.width} × ${item.height} · seed ${item.seed}`, text: item.prompt })), Math.max(0, images.items.findIndex((item) => item.id === images.selected))));
   const draw = () => {
     const item = selected();
