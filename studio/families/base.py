@@ -1,9 +1,11 @@
 """What a base-model architecture must declare and do. One file and one registry line make a family."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from studio.families.layout import Section
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +83,14 @@ class Family(Protocol):
 
     def recognise_file(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
         """The same for one file, from the shapes of its tensors."""
+        ...
+
+    def sections(self, names: Collection[str]) -> tuple[Section, ...]:
+        """The sections of a single file with these tensors; of the one the studio writes if there are none."""
+        ...
+
+    def markers(self, base: Base) -> tuple[str, ...]:
+        """Empty tensors by which a single file says of this base what its shapes cannot."""
         ...
 
     def load(self, base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> Components:

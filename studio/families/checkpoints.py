@@ -132,8 +132,7 @@ def hf_to_open_clip(tensors: "Tensors") -> "dict[str, Tensor]":
 
 
 def flux_from_original(tensors: "Tensors") -> "dict[str, Tensor]":
-    """Fused matrices come apart by rows; the last modulation has its halves the other way round."""
-    width = tensors["img_in.weight"].shape[0]
+    """Fused matrices come apart by rows; the last modulation has its halves the other way round. Works on a part of the tensors too."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         block = re.fullmatch(r"(double|single)_blocks\.(\d+)\.(.+)", name)
@@ -144,7 +143,8 @@ def flux_from_original(tensors: "Tensors") -> "dict[str, Tensor]":
         parts = flux_names.parts_of(module)
         if parts == (flux_names.SWAPPED,):
             tensor = flux_names.swap_halves(tensor)
-        pieces = tensor.split(flux_names.rows(module, tensor.shape[0], width))
+        # q, k and v are as wide as the model, the MLP beside them is four times that.
+        pieces = tensor.split(flux_names.rows(module, tensor.shape[0], tensor.shape[0] // 7))
         found |= {f"{part}.{kind}": piece for part, piece in zip(parts, pieces, strict=True)}
     return found
 

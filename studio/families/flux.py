@@ -1,11 +1,13 @@
 """FLUX.1: a transformer under CLIP and T5, predicting the velocity of a rectified flow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.families import checkpoints
 from studio.families import parts as shared
 from studio.families.base import Base, Components, Conditioning, Facts, Part
+from studio.families.layout import Section, prefixed
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +82,22 @@ class Flux:
         if not {"double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight", "img_in.weight"} <= names:
             return None
         return _habits(guided="guidance_in.in_layer.weight" in names)
+
+    def sections(self, names: Collection[str]) -> tuple[Section, ...]:
+        """The transformer alone under bare names, or all parts of the pipeline in one file."""
+        whole = any(name.startswith(checkpoints.UNET) for name in names)
+        transformer = Section(checkpoints.UNET if whole else "", "transformer", checkpoints.flux_to_original, checkpoints.flux_from_original)
+        if not whole and not any(name.startswith(("vae.", "text_encoders.")) for name in names):
+            return (transformer,)
+        return (
+            Section("vae.", "vae", checkpoints.vae_to_ldm, checkpoints.vae_from_ldm),
+            prefixed("text_encoders.clip_l.transformer.", "text_encoder"),
+            prefixed("text_encoders.t5xxl.transformer.", "text_encoder_2"),
+            transformer,
+        )
+
+    def markers(self, base: Base) -> tuple[str, ...]:
+        return ()
 
     def load(self, base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> Components:
         """Transformer and CLIP in `dtype`, T5 too but never in fp16, the VAE in fp32."""
@@ -163,7 +181,7 @@ def _habits(guided: bool) -> dict[str, Any]:
 def _read_file(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dict[str, Any]:
     from studio.families import single
 
-    return single.load_flux(base, parts, dtype)
+    return single.load_flux(base, parts, dtype, single.configs_of(base, CONFIG))
 
 
 def read_folder(folder: Path, vae: Path | None, parts: Sequence[Part], dtype: "torch.dtype") -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Stable Diffusion XL: a U-Net under two CLIP text encoders, predicting noise (or velocity)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from studio.families import checkpoints
 from studio.families import parts as shared
 from studio.families.base import Base, Components, Conditioning, Facts, Part
+from studio.families.layout import Section, prefixed
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +88,22 @@ class Sdxl:
             return None
         return {"objective": "v"} if "v_pred" in shapes else {}
 
+    def sections(self, names: Collection[str]) -> tuple[Section, ...]:
+        return (
+            Section(checkpoints.UNET, "unet", checkpoints.unet_to_ldm, checkpoints.unet_from_ldm),
+            Section(checkpoints.VAE, "vae", checkpoints.vae_to_ldm, checkpoints.vae_from_ldm),
+            prefixed(checkpoints.CLIP, "text_encoder"),
+            Section(checkpoints.OPEN_CLIP, "text_encoder_2", checkpoints.hf_to_open_clip, checkpoints.open_clip_to_hf),
+        )
+
+    def markers(self, base: Base) -> tuple[str, ...]:
+        """v-prediction, and a schedule that ends in pure noise, are told by tensors of these names."""
+        if base.kind == "file":
+            return ()
+        config = shared.read_json(base.path / "scheduler" / "scheduler_config.json")
+        stated = (config.get("prediction_type") == "v_prediction", bool(config.get("rescale_betas_zero_snr")))
+        return tuple(name for name, there in zip(checkpoints.MARKERS, stated, strict=True) if there)
+
     def load(self, base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> Components:
         """Text encoders and U-Net in `dtype`, the VAE in fp32."""
         found = _read_file(base, parts, dtype) if base.kind == "file" else _read_folder(base, parts, dtype)
@@ -130,7 +148,7 @@ class Sdxl:
 def _read_file(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dict[str, Any]:
     from studio.families import single
 
-    return single.load_sdxl(base, parts, dtype)
+    return single.load_sdxl(base, parts, dtype, single.configs_of(base, CONFIG))
 
 
 def _read_folder(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dict[str, Any]:

@@ -43,13 +43,21 @@ def opened(path: Path) -> Iterator[Tensors]:
         raise BaseError(f"{path.name}: cannot be read ({error}); copy or download it again") from None
 
 
+def configs_of(base: Base, usual: Path) -> Path:
+    """The folder with sizes, scheduler and tokenizers of a file: the one that the base's habits name among those that ship, else the usual."""
+    from studio.families.sources import BUILTIN
+
+    name = base.habits.get("architecture")
+    return BUILTIN / name if name else usual
+
+
 def load_sdxl(base: Base, parts: Sequence[Part], dtype: "torch.dtype", configs: Path = shared.CONFIGS / "sdxl") -> dict[str, Any]:
     """The named parts of an SDXL checkpoint by their names in the pipeline."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     with opened(base.path) as file:
-        found: dict[str, Any] = {"scheduler": _sdxl_scheduler(file.names, configs), "force_zeros_for_empty_prompt": True}
+        found: dict[str, Any] = {"scheduler": _sdxl_scheduler(file.names, configs), "force_zeros_for_empty_prompt": _empty_is_zero(configs)}
         if "denoiser" in parts:
             state = _renamed(base.path, checkpoints.unet_from_ldm, file.under(checkpoints.UNET, dtype))
             found["unet"] = _filled(base.path, lambda: UNet2DConditionModel.from_config(shared.read_json(configs / "unet" / "config.json")), state)
@@ -72,7 +80,7 @@ def load_flux(base: Base, parts: Sequence[Part], dtype: "torch.dtype", configs: 
     from studio.families import flux
 
     others: list[Part] = [part for part in parts if part != "denoiser"]
-    folder = base.encoders
+    folder = base.encoders or (configs if "architecture" in base.habits else None)
     if folder is None and any(part == "text" or base.vae is None for part in others):
         raise BaseError(f"{base.path.name}: holds the transformer alone; name with --encoders a FLUX.1 folder that text encoders and VAE come from")
     found: dict[str, Any] = {}
@@ -115,6 +123,12 @@ def _flux_size(state: "dict[str, Tensor]") -> dict[str, Any]:
     double = {name.split(".")[1] for name in state if name.startswith("double_blocks.")}
     single = {name.split(".")[1] for name in state if name.startswith("single_blocks.")}
     return {"num_layers": len(double), "num_single_layers": len(single), "guidance_embeds": "guidance_in.in_layer.weight" in state}
+
+
+def _empty_is_zero(configs: Path) -> bool:
+    """Whether an empty negative prompt is conditioning of zeros, as it is for the original SDXL."""
+    index = configs / "model_index.json"
+    return bool(shared.read_json(index).get("force_zeros_for_empty_prompt", True)) if index.is_file() else True
 
 
 def _sdxl_scheduler(names: Sequence[str], configs: Path) -> Any:

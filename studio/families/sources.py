@@ -15,6 +15,7 @@ from studio.families.parts import read_json
 
 BUILTIN = Path(__file__).parents[2] / "assets" / "bases"
 HABITS_FILE = "studio.json"
+ARCHITECTURE = "lora_studio.architecture"  # metadata of a single file made from a base that ships with the project: its name
 
 
 def find(name: str, registered: Mapping[str, Path] | None = None, vae: str | None = None, encoders: str | None = None) -> Base:
@@ -113,14 +114,25 @@ def _identify_file(path: Path) -> Base:
     if path.suffix != ".safetensors":
         raise BaseError(f"{path.name}: only .safetensors files are read; pickled checkpoints can run code, convert it first")
     try:
-        shapes = metadata.read_header(path).shapes
+        header = metadata.read_header(path)
     except FormatError as error:
         raise BaseError(str(error)) from None
+    shapes = header.shapes
     for family in FAMILIES.values():
         habits = family.recognise_file(shapes)
         if habits is not None:
+            habits |= _of_builtin(header.metadata.get(ARCHITECTURE, ""))
             return _with_habits(Base(path.stem, family.facts.name, "file", path.resolve(), bytes=path.stat().st_size), habits, path.with_suffix(".studio.json"))
     raise BaseError(f"{path.name}: {_other_kind(shapes)}; {_supported()}")
+
+
+def _of_builtin(name: str) -> dict[str, Any]:
+    """Habits of a base that ships with the project, and its folder as that of a single file's sizes and tokenizers."""
+    folder = BUILTIN / name
+    if not name or name != Path(name).name or not (folder / "model_index.json").is_file():
+        return {}
+    own = read_json(folder / HABITS_FILE)
+    return {**{key: value for key, value in own.items() if key not in ("title", "licence")}, "architecture": name}
 
 
 def _other_kind(shapes: Mapping[str, tuple[int, ...]]) -> str:
