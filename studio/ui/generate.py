@@ -25,7 +25,7 @@ def generate_view(workspace: Workspace) -> None:
         slot("viewer.js", "generate-viewer")
         splitter("strip", "Height of the recent pictures", initial=112, limits=(80, 320), side=-1, axis="y")
         slot("gallery.js", "generate-gallery")
-        splitter("facts", "Width of the facts", initial=300, limits=(220, 520), side=-1)
+        splitter("facts", "Width of the facts", initial=316, limits=(220, 520), side=-1)
         slot("facts.js", "generate-facts")
     connect(workspace, form, {"start": _start(workspace), "recall": _recall(form), "insert": _insert(form)})
 
