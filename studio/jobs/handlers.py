@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.config import GenerateConfig, TrainConfig, build
-from studio.errors import FormatError
 from studio.events import Event, Exported, Finished, Loading, Sample, Started
 from studio.families.base import Base
 from studio.jobs import exporting
@@ -18,7 +17,6 @@ from studio.library.layout import Layout
 
 if TYPE_CHECKING:
     from studio.families.base import Components
-    from studio.lora.adapter import Adapter
 
 PREVIEW_PROMPTS = 3  # captions taken as preview prompts when none are given
 
@@ -88,7 +86,8 @@ def train(work: Work) -> Iterator[Event]:
     work.warm.free()
     config = build(TrainConfig, work.manifest.settings)
     images = read_set(Path(work.manifest.paths["images"]))
-    preview = _preview(config, [picture.caption for picture in images.pictures])
+    captions = [with_trigger(picture.caption, config.trigger or images.trigger) for picture in images.pictures]
+    preview = _preview(config, captions)
     finished: Finished | None = None
     for event in run(
         config,
@@ -104,7 +103,7 @@ def train(work: Work) -> Iterator[Event]:
             finished = event
             break
         if isinstance(event, Started):
-            exporting.remember(work.folder, event, images.title or images.name, [with_trigger(p.caption, config.trigger) for p in images.pictures])
+            exporting.remember(work.folder, event, images.title or images.name, captions)
         yield event
     if finished is None:
         return
@@ -116,7 +115,7 @@ def train(work: Work) -> Iterator[Event]:
 
 def _preview(config: TrainConfig, captions: Sequence[str]) -> "Callable[[Components, int, Path], Iterable[Sample]] | None":
     """The preview that training calls: the Generate page's sampler with the run's own prompts and seed."""
-    prompts = list(config.sample_prompts) or [caption for caption in captions if caption][:PREVIEW_PROMPTS] or [config.trigger]
+    prompts = list(config.sample_prompts) or [caption for caption in captions if caption][:PREVIEW_PROMPTS] or [""]
 
     def draw(c: "Components", step: int, folder: Path) -> Iterable[Sample]:
         from studio.generation.sampler import preview
@@ -141,21 +140,13 @@ def generate(work: Work) -> Iterator[Event]:
     """Draw pictures with a stack of adapters; the base stays loaded for the next job."""
     yield Loading(phase="starting")
     from studio.generation import sampler
+    from studio.lora import formats
 
     config = build(GenerateConfig, work.manifest.settings)
     base = work.base
     c = work.warm.components(base, config.precision, lambda: sampler.open_base(base, config.precision, work.warm.device))
-    stack = [(_adapter(Path(work.manifest.paths[f"lora:{row.name}"]), c), row.weight) for row in config.loras]
+    stack = [(formats.read(Path(work.manifest.paths[f"lora:{row.name}"])), row.weight) for row in config.loras]
     yield from sampler.generate(c, stack, config, work.folder.path, requests=work.requests, names=[row.name for row in config.loras])
-
-
-def _adapter(path: Path, c: "Components") -> "Adapter":
-    from studio.lora import formats
-
-    adapter = formats.read(path, c)
-    if adapter.family != c.facts.name:
-        raise FormatError(f"{path.name} is a LoRA for {adapter.family}, the base is {c.facts.title}; choose another base")
-    return adapter
 
 
 def export(work: Work) -> Iterator[Event]:

@@ -1,10 +1,11 @@
 """Settings of jobs that have no page of their own."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from studio.config import Settings
+from studio.config import LoraWeight, Name, Settings, Targets, parse_loras
 
 Format = Literal["kohya", "peft"]
 Dtype = Literal["fp16", "bf16", "fp32"]
@@ -17,3 +18,66 @@ class ExportConfig(Settings):
     output: str | None = Field(default=None, description="File to write; empty puts it into the library")
     format: Format = Field(default="kohya", description="kohya for web UIs and sharing sites, peft for diffusers")
     dtype: Dtype = Field(default="fp16", description="Number format in the file")
+
+
+class AdapterOutput(Settings):
+    """Where the adapter that a tool makes goes, and how it is written."""
+
+    output: str | None = Field(default=None, description="File to write; empty puts it into the library")
+    name: Name | None = Field(default=None, description="Name in the library and in the file; empty makes one")
+    format: Format = Field(default="kohya", description="kohya for web UIs and sharing sites, peft for diffusers")
+    dtype: Dtype = Field(default="fp16", description="Number format in the file")
+
+
+class MergeConfig(AdapterOutput):
+    """The weighted sum of LoRAs as one LoRA."""
+
+    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(parse_loras)] = Field(min_length=1, max_length=64, description="LoRAs and their weights")
+    method: Literal["concat", "svd"] = Field(default="concat", description="concat is exact and adds up the ranks; svd is the best sum of the rank named")
+    rank: int | None = Field(default=None, ge=1, le=4096, description="Rank of every layer; with method svd")
+
+    @model_validator(mode="after")
+    def _rank_with_svd(self) -> Self:
+        if self.method == "svd" and self.rank is None:
+            raise ValueError("method svd needs a rank")
+        if self.method == "concat" and self.rank is not None:
+            raise ValueError("method concat adds up the ranks; for a rank of your own take method svd")
+        return self
+
+
+class ResizeConfig(AdapterOutput):
+    """A LoRA with smaller ranks."""
+
+    source: str = Field(min_length=1, description="Name in the library, run, or file")
+    rank: int | None = Field(default=None, ge=1, le=4096, description="Largest rank of a layer")
+    energy: float | None = Field(default=None, gt=0, le=1, description="Share of every layer's squared norm to keep, for example 0.99; ranks follow from it")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.rank is None) == (self.energy is None):
+            raise ValueError("name a rank or an energy, one of them")
+        return self
+
+
+class ExtractConfig(AdapterOutput):
+    """A LoRA from what a tuned model has more than its base."""
+
+    tuned: str = Field(min_length=1, description="Tuned model: a registered name, a diffusers folder or a .safetensors file")
+    base: str = Field(min_length=1, description="The base it was tuned from")
+    rank: int | None = Field(default=None, ge=1, le=4096, description="Largest rank of a layer; empty is 32, or no limit with an energy")
+    energy: float | None = Field(default=None, gt=0, le=1, description="Share of every layer's squared norm to keep; ranks follow from it")
+    targets: Targets = Field(default="full+conv", description="Which layers may be carried")
+    text_encoders: bool = Field(default=True, description="Carry text encoder layers too")
+
+
+class BakeConfig(Settings):
+    """A base with LoRAs baked in, as a model of its own."""
+
+    base: str = Field(min_length=1, description="Base model: a registered name, a diffusers folder, a hub id, or one .safetensors file")
+    vae: str | None = Field(default=None, description="Another VAE: a folder or a .safetensors file; empty takes the base's own")
+    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(parse_loras)] = Field(min_length=1, max_length=64, description="LoRAs and their weights")
+    output: str = Field(min_length=1, description="A .safetensors file, or a folder for diffusers")
+    dtype: Literal["stored", "fp16", "bf16", "fp32"] = Field(default="stored", description="Number format; stored keeps that of the base (8 bits become fp16)")
+
+
+TOOLS: Mapping[str, type[Settings]] = {"merge": MergeConfig, "resize": ResizeConfig, "extract": ExtractConfig, "bake": BakeConfig}

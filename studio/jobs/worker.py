@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from studio.errors import Cancelled, NotFound, RunError
 from studio.events import TERMINAL, CancelledEvent, Event, Loading, Started, Step
+from studio.jobs import tools
 from studio.jobs.failures import explain, kept
 from studio.jobs.folder import Claim, EventWriter, FolderRequests, JobFolder
 from studio.jobs.handlers import HANDLERS, Warm, Work
@@ -25,6 +26,7 @@ from studio.library.layout import Layout
 
 POLL_SECONDS = 0.1
 LEAVING_SECONDS = 15.0
+ALL_HANDLERS = {**HANDLERS, **tools.HANDLERS}
 STEPS_TO_CANCEL = 2  # steps an engine may still take after a cancel before it is closed from here
 
 
@@ -98,7 +100,7 @@ class Worker:
         try:
             if requests.cancelled():
                 raise Cancelled
-            for event in stoppable(HANDLERS[manifest.kind](work), requests):
+            for event in stoppable(ALL_HANDLERS[manifest.kind](work), requests):
                 yield event
                 if event.kind in TERMINAL:
                     return

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def describe(path: Path) -> dict[str, Any]:
     if not found.format or found.format == "unknown":
         raise FormatError(f"{path.name}: {found.reason or 'is no LoRA'}; the library takes LoRA files for image models")
     words = header.metadata
-    rank = max((shape[0] for key, shape in header.shapes.items() if _RANK_KEY.fullmatch(key)), default=0)
+    rank = _rank(header.shapes, words)
     return {
         "family": found.family or "",
         "kind": found.format,
@@ -43,6 +44,15 @@ def describe(path: Path) -> dict[str, Any]:
         "autov3": metadata.tensor_hash(path),
         "facts": {"tensors": len(header.shapes), "confidence": found.confidence, "title": words.get("modelspec.title", ""), "steps": words.get("ss_steps", "")},
     }
+
+
+def _rank(shapes: Mapping[str, tuple[int, ...]], words: Mapping[str, str]) -> int:
+    """The rank it was trained at if it says so, else the commonest; fused layers hold several times the rank."""
+    stated = words.get("ss_network_dim", "")
+    if stated.isdigit():
+        return int(stated)
+    ranks = Counter(shape[0] for key, shape in shapes.items() if _RANK_KEY.fullmatch(key) and shape)
+    return ranks.most_common(1)[0][0] if ranks else 0
 
 
 def register(db: Database, layout: Layout, id: str, source: Path, told: Mapping[str, Any], preview: Path | None = None) -> AdapterRow:
