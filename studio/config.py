@@ -43,7 +43,8 @@ class LoraWeight(Settings):
             return cls(name=text)
 
 
-def _parse_loras(value: Any) -> Any:
+def parse_loras(value: Any) -> Any:
+    """Rows of a stack, each as NAME, NAME=WEIGHT or an object."""
     if isinstance(value, str):
         value = [value]
     if isinstance(value, Iterable) and not isinstance(value, Mapping):
@@ -114,7 +115,7 @@ class TrainConfig(BaseChoice):
 class GenerateConfig(BaseChoice):
     prompt: str = Field(default="", max_length=20_000, description="What to draw")
     negative_prompt: str = Field(default="", max_length=20_000, description="What to avoid; bases with guided distillation ignore it")
-    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(_parse_loras)] = Field(
+    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(parse_loras)] = Field(
         default=(), max_length=64, description="The stack: adapters and their weights"
     )
     seed: int = Field(default=-1, ge=-1, le=2**63 - 1, description="-1 draws one and records it")

@@ -47,6 +47,7 @@ def build_parser() -> Parser:
     _add_export(verbs)
     inspect = _verb(verbs, "inspect", "files.inspect", "kind, family, rank, modules, metadata and hashes of a LoRA file")
     inspect.add_argument("file", metavar="FILE", help="a .safetensors file")
+    _add_tools(verbs)
     _add_images(verbs)
     _add_library(verbs)
     _add_jobs(verbs)
@@ -104,6 +105,37 @@ def _add_export(verbs: "argparse._SubParsersAction[Parser]") -> None:
     export.add_argument("--output", metavar="FILE", required=True, help="file to write")
     export.add_argument("--format", default="kohya", choices=("kohya", "peft"), help="kohya for web UIs and sharing sites, peft for diffusers (default kohya)")
     export.add_argument("--dtype", default="fp16", choices=("fp16", "bf16", "fp32"), help="number format in the file (default fp16)")
+
+
+def _add_tools(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    merge = _verb(verbs, "merge", "tools.merge", "several LoRAs as one")
+    merge.add_argument("loras", nargs="+", metavar="NAME_OR_FILE=WEIGHT", help="LoRAs of the library, runs or files, each with its weight (default 1)")
+    merge.add_argument("--method", default="concat", choices=("concat", "svd"), help="concat is exact and adds up the ranks, svd is the best sum of --rank")
+    merge.add_argument("--rank", metavar="R", help="rank of every layer; with --method svd")
+    resize = _verb(verbs, "resize", "tools.resize", "a LoRA with smaller ranks")
+    resize.add_argument("source", metavar="NAME_OR_FILE", help="a LoRA of the library, a run or a file")
+    resize.add_argument("--rank", metavar="R", help="largest rank of a layer")
+    resize.add_argument("--energy", metavar="X", help="share of every layer's squared norm to keep, for example 0.99; ranks follow from it")
+    extract = _verb(verbs, "extract", "tools.extract", "a LoRA from what a tuned model has more than its base")
+    extract.add_argument("tuned", metavar="TUNED", help="the tuned model: a registered name, a diffusers folder or a .safetensors file")
+    extract.add_argument("--base", required=True, metavar="B", help="the model it was tuned from")
+    extract.add_argument("--rank", metavar="R", help="largest rank of a layer (default 32, or no limit with --energy)")
+    extract.add_argument("--energy", metavar="X", help="share of every layer's squared norm to keep; ranks follow from it")
+    extract.add_argument("--targets", default="full+conv", metavar="TARGETS", help="which layers may be carried (default full+conv)")
+    extract.add_argument("--text-encoders", default=True, action=argparse.BooleanOptionalAction, help="carry text encoder layers too")
+    for tool in (merge, resize, extract):
+        tool.add_argument("--output", metavar="FILE", help="file to write; without it the result joins the library")
+        tool.add_argument("--name", help="name in the library and in the file")
+        tool.add_argument(
+            "--format", default="kohya", choices=("kohya", "peft"), help="kohya for web UIs and sharing sites, peft for diffusers (default kohya)"
+        )
+        tool.add_argument("--dtype", default="fp16", choices=("fp16", "bf16", "fp32"), help="number format in the file (default fp16)")
+    bake = _verb(verbs, "bake", "tools.bake", "a base with LoRAs baked in, as a checkpoint of its own")
+    bake.add_argument("--base", required=True, metavar="B", help="a registered name, a diffusers folder or a .safetensors file")
+    bake.add_argument("--vae", metavar="PATH", help="another VAE: a folder or a .safetensors file")
+    bake.add_argument("--lora", dest="loras", action="append", required=True, metavar="NAME_OR_FILE=WEIGHT", help="a LoRA and its weight; may be repeated")
+    bake.add_argument("--output", required=True, metavar="CKPT", help="a .safetensors file, or a new folder for diffusers")
+    bake.add_argument("--dtype", default="stored", choices=("stored", "fp16", "bf16", "fp32"), help="number format (default stored: that of the base)")
 
 
 def _add_images(verbs: "argparse._SubParsersAction[Parser]") -> None:

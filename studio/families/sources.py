@@ -67,7 +67,7 @@ def _find(name: str, registered: Mapping[str, Path]) -> Base:
         if folder is not None:
             return replace(identify(folder), name=name, kind="hub")
         raise BaseError(f"base {name!r} is not on this machine; get it with: lora-studio base download {name}")
-    known = ", ".join([*(folder.name for folder in sorted(BUILTIN.iterdir())), *registered])
+    known = ", ".join([*(folder.name for folder in sorted(BUILTIN.iterdir()) if folder.is_dir()), *registered])
     raise BaseError(f"base {name!r} is not known; known are {known}; or name a diffusers folder, a hub id or a .safetensors file")
 
 

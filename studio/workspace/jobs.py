@@ -1,7 +1,8 @@
 """Jobs: submit, follow, steer, go on with. Submitting checks everything that can be known; the rest is the worker's."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,7 +15,7 @@ from studio.events import TERMINAL, CancelledEvent, Event, Failed, Warned
 from studio.jobs.folder import EventWriter, JobFolder, Manifest
 from studio.jobs.progress import ENDED
 from studio.jobs.reconcile import row_of
-from studio.jobs.spec import Dtype, ExportConfig, Format
+from studio.jobs.spec import TOOLS, Dtype, ExportConfig, Format
 from studio.library import trash
 from studio.library.database import Database
 from studio.library.layout import Layout, inside
@@ -44,19 +45,20 @@ class Jobs:
         self.on_follow: Callable[[], None] = lambda: None
         self.trouble: Callable[[], str] = lambda: ""
         self.hub: Hub | None = None
+        self.tool: Callable[[str, Mapping[str, Any]], JobRecord] | None = None  # submits an adapter tool by its kind
 
     def train(self, config: TrainConfig) -> JobRecord:
         """Put a training run into the queue. Raises InputError if it cannot work; then nothing was made."""
-        return self._submit(plans.train(config, self._sets, self._bases, self._source))
+        return self.submit(plans.train(config, self._sets, self._bases, self.source))
 
     def generate(self, config: GenerateConfig) -> JobRecord:
         """Put a generate job into the queue."""
-        return self._submit(plans.generate(config, self._bases, self._library))
+        return self.submit(plans.generate(config, self._bases, self._library))
 
     def export(self, source: str, output: str | Path | None = None, format: Format = "kohya", dtype: Dtype = "fp16") -> JobRecord:
         """Write a run, RUN@STEP, library adapter or file in a format for others; without `output` it joins the library."""
         config = build(ExportConfig, {"source": source, "output": str(output) if output else None, "format": format, "dtype": dtype})
-        return self._submit(plans.export(config, self._source(source)))
+        return self.submit(plans.export(config, self.source(source)))
 
     def list(self, kind: str | None = None, state: str | None = None, before: str | None = None, limit: int = PAGE) -> list[JobRecord]:
         """Newest first. `before`: the last id of the page before."""
@@ -141,6 +143,8 @@ class Jobs:
             return self.train(build(TrainConfig, asked))
         if manifest.kind == "generate":
             return self.generate(build(GenerateConfig, asked))
+        if manifest.kind in TOOLS and self.tool is not None:
+            return self.tool(manifest.kind, asked)
         return self.export(**asked)
 
     def remove(self, ref: str) -> str:
@@ -196,7 +200,8 @@ class Jobs:
         """A file of the job's folder, for example a sample or the exported LoRA."""
         return inside(self._layout.jobs / self.show(ref).id, relative)
 
-    def _submit(self, manifest: Manifest) -> JobRecord:
+    def submit(self, manifest: Manifest) -> JobRecord:
+        """Put a job that was checked into the queue."""
         JobFolder.create(self._layout.jobs, manifest)  # first: a row without a folder would be a lie, the other way round is mended
         row = row_of(manifest)
         with self._db.write() as session:
@@ -230,7 +235,7 @@ class Jobs:
         self._folder(job.id).request(what)
         return job
 
-    def _source(self, ref: str) -> plans.Source:
+    def source(self, ref: str) -> plans.Source:
         """What is behind a run, RUN@STEP, library adapter or file."""
         name, at, step = ref.rpartition("@")
         try:
@@ -238,8 +243,11 @@ class Jobs:
         except NotFound:
             path, id = self._library.locate(ref)
             return plans.Source(path, path.stem, adapter=id)
-        if job.kind != "train":
-            raise InputError(f"job {job.name!r} is a {job.kind} job; export takes a training run, a library name or a file")
+        if job.kind != "train":  # what it made is called like it
+            with contextlib.suppress(NotFound):
+                path, id = self._library.locate(ref)
+                return plans.Source(path, path.stem, adapter=id)
+            raise InputError(f"job {job.name!r} is a {job.kind} job; name a training run, a LoRA of the library or a file")
         found = {c.step: c for c in self._folder(job.id).checkpoints()}
         if not found:
             raise InputError(f"run {job.name!r} has no checkpoint yet")

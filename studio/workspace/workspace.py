@@ -21,11 +21,12 @@ from studio.workspace.jobs import Jobs, record
 from studio.workspace.library import Library
 from studio.workspace.records import DeviceRecord, Status
 from studio.workspace.sets import Sets
+from studio.workspace.tools import Tools
 from studio.workspace.watch import Watch
 
 
 class Workspace:
-    """One data folder and its use cases: `sets`, `jobs`, `library`, `gallery`, `bases`.
+    """One data folder and its use cases: `sets`, `jobs`, `library`, `tools`, `gallery`, `bases`.
 
     `start` runs the queue in the background: a studio does so at once, a command when it follows a job. Several processes may
     open one data folder; one of them hands out jobs.
@@ -39,6 +40,8 @@ class Workspace:
         self.library = Library(db, layout)
         self.gallery = Gallery(db, layout)
         self.jobs = Jobs(db, layout, self.sets, self.bases, self.library)
+        self.tools = Tools(self.bases, self.library, self.jobs.source, self.jobs.submit)
+        self.jobs.tool = self.tools.run
         self._db = db
         self._dispatcher = Dispatcher(db, layout, devices)
         self._loop = Loop(self._dispatcher, Watch(db, layout, self.hub, record).look)

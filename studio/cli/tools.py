@@ -1,0 +1,88 @@
+"""merge, resize, extract, bake: submit a tool and watch it."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio.cli.flags import locate
+from studio.cli.follow import follow
+from studio.cli.opening import knows, opened
+from studio.cli.output import emit, tell
+from studio.config import LoraWeight
+from studio.errors import BaseError
+from studio.events import Event, Exported
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+
+def merge(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        return _run(workspace, arguments, "merge", {"loras": _stack(workspace, arguments.loras), "method": arguments.method, "rank": arguments.rank})
+
+
+def resize(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        return _run(workspace, arguments, "resize", {"source": _lora(workspace, arguments.source), "rank": arguments.rank, "energy": arguments.energy})
+
+
+def extract(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        values = {"tuned": _base(workspace, arguments.tuned), "base": _base(workspace, arguments.base), "rank": arguments.rank, "energy": arguments.energy}
+        return _run(workspace, arguments, "extract", {**values, "targets": arguments.targets, "text_encoders": arguments.text_encoders})
+
+
+def bake(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        values = {"base": _base(workspace, arguments.base), "vae": _base(workspace, arguments.vae) if arguments.vae else None}
+        return _run(workspace, arguments, "bake", {**values, "loras": _stack(workspace, arguments.loras)})
+
+
+def _run(workspace: "Workspace", arguments: argparse.Namespace, kind: str, values: dict[str, Any]) -> int:
+    output = {"output": str(Path(arguments.output).expanduser().absolute()) if arguments.output else None, "dtype": arguments.dtype}
+    named = {"name": arguments.name, "format": arguments.format} if "format" in vars(arguments) else {}
+    job = workspace.tools.run(kind, {**values, **output, **named})
+    if arguments.json:
+        emit({"kind": "submitted", "job": job.id})
+    else:
+        tell(f"job {job.id}")
+
+    def seen(event: Event) -> Event:
+        if isinstance(event, Exported) and not Path(event.path).is_absolute():
+            return event.model_copy(update={"path": str(workspace.jobs.file(job.id, event.path))})
+        return event
+
+    code = follow(workspace, job.id, as_json=arguments.json, seen=seen)
+    if code == 0 and not arguments.json:
+        _told(workspace.jobs.show(job.id).result)
+    return code
+
+
+def _told(result: dict[str, Any]) -> None:
+    """What was kept and what was lost, for people."""
+    if "layers" not in result:
+        return
+    low, high = result["ranks"]
+    ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    lost = f"residual {result['residual']:.2%} overall, at most {result['worst_residual']:.2%}" if result["worst_residual"] > 1e-6 else "nothing lost"
+    tell(f"{result['layers']} layers of {ranks}; {lost}")
+
+
+def _stack(workspace: "Workspace", texts: list[str]) -> list[dict[str, Any]]:
+    rows = [LoraWeight.parse(text) for text in texts]
+    return [{"name": _lora(workspace, row.name), "weight": row.weight} for row in rows]
+
+
+def _lora(workspace: "Workspace", name: str) -> str:
+    return locate(name, lambda name: knows(workspace.library.find, name) or knows(workspace.jobs.show, name))
+
+
+def _base(workspace: "Workspace", name: str) -> str:
+    def known(name: str) -> bool:
+        try:
+            workspace.bases.find(name)
+        except BaseError:
+            return False
+        return True
+
+    return locate(name, known)
