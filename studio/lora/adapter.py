@@ -115,7 +115,7 @@ class Kronecker:
         begin, end = self.rows or (0, self._first()[0] * o2)
         first = slice(begin // o2, -(-end // o2))  # no more rows of w1 than the range touches
         one = self.w1[0].float()[first] if len(self.w1) == 1 else self.w1[0].float()[first] @ self.w1[1].float()
-        two = self.w2[0].float() if len(self.w2) == 1 else _product(*self.w2, self.t2)
+        two = self.w2[0].float() if len(self.w2) == 1 else _product(self.w2[0], self.w2[1], self.t2)
         scale = self.alpha / self.factor_rank if self.factor_rank else 1.0
         product = torch.kron(one * scale, two.flatten(1))
         offset = begin - first.start * o2

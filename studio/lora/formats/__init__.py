@@ -9,10 +9,11 @@ from typing import Any, Literal
 from studio import metadata as headers
 from studio.errors import FormatError
 from studio.families.base import Components
-from studio.lora.adapter import Adapter, Layer, LowRank
+from studio.lora.adapter import Adapter, Decomposed, Difference, Layer, LowRank
 from studio.lora.formats.detect import Detection, detect
+from studio.lora.formats.identity import Identity, identify
 
-__all__ = ["Detection", "LoadReport", "detect", "difference", "read", "report", "require_fit", "verify", "write"]
+__all__ = ["Detection", "Identity", "LoadReport", "detect", "difference", "identify", "read", "report", "require_fit", "verify", "write"]
 
 TOLERANCE = {"F32": 1e-6, "F16": 2e-3, "BF16": 1e-2}  # relative, of the Frobenius norm of a delta
 
@@ -25,6 +26,19 @@ class LoadReport:
     missing: tuple[str, ...]  # layers of the adapter that the base has no module for
     mismatched: tuple[str, ...]
     untouched: int  # modules of the base without a layer
+    encoders: tuple[str, ...] = ()  # text encoders that have a matching layer
+    unknown: tuple[str, ...] = ()  # keys of the file that meant nothing
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        total = len(self.matched) + len(self.missing) + len(self.mismatched)
+        words = [f"{len(self.matched)} of {total} layers fit"]
+        words += [f"{len(self.missing)} have no module"] if self.missing else []
+        words += [f"{len(self.mismatched)} are of another size"] if self.mismatched else []
+        words += [f"{len(self.unknown)} keys are unknown"] if self.unknown else []
+        words += [f"with {' and '.join(self.encoders)}"] if self.encoders else []
+        return ", ".join(words)
 
     def require(self, file: str, base: str) -> None:
         """Raise FormatError naming the first layer that does not fit."""
@@ -34,10 +48,11 @@ class LoadReport:
             raise FormatError(f"{file}: {len(wrong)} of {total} layers do not fit {base}, first {wrong[0]}; is the LoRA for another base?")
 
 
-def read(path: Path, c: Components | None = None) -> Adapter:
+def read(path: Path, c: Components | None = None, partial: bool = False) -> Adapter:
     """The adapter in a file of any supported format, in fp32. Raises FormatError in one line.
 
     c: a loaded base; then an adapter of another family, or with a layer that does not fit, is an error too.
+    partial: keys that mean nothing are listed in the adapter's `unknown` instead of refused.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -45,14 +60,14 @@ def read(path: Path, c: Components | None = None) -> Adapter:
     from studio.lora.formats.reader import read_tensors
 
     header = headers.read_header(path)
-    found = detect(header.shapes)
-    if found.format == "unknown":
-        raise FormatError(f"{path.name}: {found.reason}")
+    found = identify(header.shapes, header.metadata)
+    if not found.readable:
+        raise FormatError(f"{path.name}: {found.reasons[0]}")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path.name}: cannot be read ({error}); copy or download it again") from None
-    adapter = read_tensors(path.name, tensors, header.metadata)
+    adapter = read_tensors(path.name, tensors, header.metadata, partial)
     if c is not None:
         require_fit(path.name, adapter, c)
     return adapter
@@ -60,11 +75,11 @@ def read(path: Path, c: Components | None = None) -> Adapter:
 
 def require_fit(file: str, adapter: Adapter, c: Components) -> None:
     """Raise FormatError unless every layer has a module of its shape in the base. Text encoders that are not loaded are not looked at."""
-    from studio.lora.attach import module_map
+    from studio.lora.attach import parameter_map
 
     if adapter.family != c.facts.name:
         raise FormatError(f"{file}: is a LoRA for {adapter.family}, the base {c.base.name} is {c.facts.title}; choose a base of its family")
-    shapes = {path: tuple(module.get_parameter("weight").shape) for path, module in module_map(c).items()}
+    shapes = {path: tuple(parameter.shape) for path, parameter in parameter_map(c).items()}
     loaded = {path: layer for path, layer in adapter.layers.items() if path.partition(".")[0] in c.parts}
     report(Adapter(adapter.family, loaded), shapes).require(file, c.base.name)
 
@@ -93,7 +108,7 @@ def write(
     header = headers.parse_header(path.name, payload)
     section = memoryview(payload)[header.start :]
     digest = hashlib.sha256(section).hexdigest()
-    entries = {**({"format": "pt"} if format == "peft" else {}), **(metadata or {}), **headers.hash_entries(digest)}
+    entries = {**({"format": "pt"} if format == "peft" else {}), **(metadata or {}), **writer.extra_metadata(adapter), **headers.hash_entries(digest)}
     headers.write_atomic(path, [headers.compose_header(header, entries), section])
 
 
@@ -139,7 +154,9 @@ def report(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> LoadRepor
             mismatched.append(f"{path} (the LoRA is for {list(layer.shape)}, the base has {list(shape)})")
         else:
             matched.append(path)
-    return LoadReport(tuple(matched), tuple(missing), tuple(mismatched), len(shapes) - len(matched) - len(mismatched))
+    encoders = tuple(sorted({part for part in (path.partition(".")[0] for path in matched) if part.startswith("text_encoder")}))
+    untouched = len(shapes) - len(matched) - len(mismatched)
+    return LoadReport(tuple(matched), tuple(missing), tuple(mismatched), untouched, encoders, adapter.unknown)
 
 
 def difference(one: Layer | None, other: Layer | None) -> float:
@@ -149,6 +166,8 @@ def difference(one: Layer | None, other: Layer | None) -> float:
         return 0.0 if present is None or _is_zero(present) else 1.0
     if one.shape != other.shape:
         return 1.0
+    if isinstance(one, Decomposed) or isinstance(other, Decomposed):
+        return _decomposed_difference(one, other)
     if isinstance(one, LowRank) and isinstance(other, LowRank):
         norms = _inner(one, one), _inner(other, other)
         # Rounding in fp64 leaves about 1e-8 here, far below what is asked of any file.
@@ -160,8 +179,21 @@ def difference(one: Layer | None, other: Layer | None) -> float:
     return math.sqrt(distance / max(norms)) if max(norms) else 0.0
 
 
+def _decomposed_difference(one: Layer, other: Layer) -> float:
+    """The larger of the distances of inner layers and of magnitudes; without a base there are no deltas to compare."""
+    if not isinstance(one, Decomposed) or not isinstance(other, Decomposed) or one.axis != other.axis:
+        return 1.0
+    first, second = one.magnitude.double(), other.magnitude.double()
+    norm = max(float(first.norm()), float(second.norm()))
+    return max(difference(one.layer, other.layer), float((first - second).norm()) / norm if norm else 0.0)
+
+
 def _is_zero(layer: Layer) -> bool:
-    return _inner(layer, layer) == 0 if isinstance(layer, LowRank) else not bool(layer.weight.any())
+    if isinstance(layer, Decomposed):
+        return False
+    if isinstance(layer, LowRank):
+        return _inner(layer, layer) == 0
+    return not bool((layer.weight if isinstance(layer, Difference) else layer.delta()).any())
 
 
 def _inner(one: LowRank, other: LowRank) -> float:

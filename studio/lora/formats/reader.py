@@ -1,101 +1,85 @@
-"""Tensors of a file -> Adapter. One reader for all low-rank formats: they differ in names, and names.py knows those."""
+"""Tensors of a file -> Adapter. One reader for all formats: they differ in names, and names.py knows those."""
 
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from studio.errors import FormatError
-from studio.families import flux_names, sdxl_names
-from studio.lora.adapter import Adapter, Difference, Layer, LowRank
-from studio.lora.formats import flux, names
-from studio.lora.formats.detect import algorithm, detect
+from studio.families import flux_names
+from studio.lora.adapter import Adapter, Difference, Layer
+from studio.lora.formats import flux, foreign, names
+from studio.lora.formats.identity import identify
+from studio.lora.formats.layers import Part, assemble
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def read_tensors(file: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> Adapter:
-    """The adapter that the tensors describe, in fp32. Raises FormatError if any key or shape does not fit."""
-    found = detect({key: tuple(tensor.shape) for key, tensor in tensors.items()})
-    family = found.family or _family_from(metadata)
-    if found.format == "unknown" or not family or (found.family == "" and "mixes" in found.reason):
-        raise FormatError(f"{file}: {found.reason}")
+def read_tensors(file: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], partial: bool = False) -> Adapter:
+    """The adapter that the tensors describe, in fp32. Raises FormatError if any key or shape does not fit.
+
+    partial: keys that mean nothing are listed in `unknown` instead.
+    """
+    found = identify({key: tuple(tensor.shape) for key, tensor in tensors.items()}, metadata)
+    if not found.readable or not found.family:
+        raise FormatError(f"{file}: {found.reasons[0]}")
     groups, unknown = names.grouped(tensors)
-    if unknown:
-        other = algorithm(dict.fromkeys(unknown))
-        kind = f"; it holds {other} layers, which the studio cannot read" if other else f"; is this a LoRA for another base than {family}?"
+    if unknown and not partial:
+        other = foreign.unreadable(foreign.joined(dict.fromkeys(unknown, ())))
+        title = foreign.TITLES[found.family]
+        kind = f"; it holds {other} layers, which the studio cannot read" if other else f"; is this a LoRA for another base than {title}?"
         raise FormatError(f"{file}: {len(unknown)} of {len(tensors)} keys are unknown, first {unknown[0]!r}{kind}")
     stated = _stated_alpha(file, {} if any(key.endswith(".alpha") for key in tensors) else metadata)
     layers: dict[str, Layer] = {}
     for module, keys in groups.items():
         target = names.target(module)
         assert target is not None
-        layer = _layer(file, module, {kind: tensors[key] for kind, key in keys.items()}, stated)
-        for path, part in _parts(file, target, layer):
+        part = Part(file, module, target, {kind: tensors[key] for kind, key in keys.items()})
+        layer, bias = assemble(part, stated)
+        placed = [] if layer is None else _placed(part, layer)
+        placed += [] if bias is None else [(f"{path}.bias", piece) for path, piece in _placed(part, Difference(bias))]
+        for path, piece in placed:
             if path in layers:
                 raise FormatError(f"{file}: layer {path} occurs twice, the second time as {module!r}")
-            layers[path] = part
-    return Adapter(family, layers, dict(metadata))
+            layers[path] = piece
+    return Adapter(found.family, layers, dict(metadata), _embeddings(tensors), tuple(unknown))
 
 
-def _family_from(metadata: Mapping[str, str]) -> str:
-    """For files of CLIP-L layers alone: the tensors do not tell, the metadata may."""
-    text = " ".join(metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")).lower()
-    return "flux" if "flux" in text else "sdxl" if "sdxl" in text or "xl-v1" in text else ""
+def _embeddings(tensors: "Mapping[str, Tensor]") -> "dict[str, dict[str, Tensor]]":
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if names.split_key(key) is None and (place := names.embedding(key)):
+            found.setdefault(place[0], {})[place[1]] = tensor
+    return found
 
 
-def _layer(file: str, module: str, tensors: "dict[str, Tensor]", stated: Callable[[str, int], float]) -> Layer:
-    import torch
-
-    if any(not torch.isfinite(tensor.float()).all() for tensor in tensors.values()):
-        raise FormatError(f"{file}: layer {module!r} holds values that are no numbers; it was saved from a run that diverged")
-    alpha = tensors["alpha"].float().reshape(-1) if "alpha" in tensors else None
-    if alpha is not None and alpha.numel() != 1:
-        raise FormatError(f"{file}: the alpha of {module!r} is no single number")
-    if "diff" in tensors:
-        return Difference(tensors["diff"].float())
-    down, up = tensors.get("down"), tensors.get("up")
-    if down is None or up is None:
-        raise FormatError(f"{file}: layer {module!r} lacks its {'down' if down is None else 'up'} half; the file is incomplete")
-    down, up = down.float(), up.float()
-    if "mid" in tensors:
-        down = torch.einsum("ijkl,jn->inkl", tensors["mid"].float(), down.flatten(1))
-    if down.dim() not in (2, 4) or up.dim() not in (2, 4) or up.shape[1] != down.shape[0] or up.flatten(1).shape[1] != up.shape[1]:
-        raise FormatError(f"{file}: layer {module!r} has shapes {list(down.shape)} and {list(up.shape)}, which do not multiply")
-    rank = down.shape[0]
-    return LowRank(down, up, float(alpha) if alpha is not None else stated(module, rank))
-
-
-def _parts(file: str, target: names.Target, layer: Layer) -> list[tuple[str, Layer]]:
+def _placed(part: Part, layer: Layer) -> list[tuple[str, Layer]]:
     """The layer under its canonical path, in pieces if the file had several modules in one."""
+    target = part.target
     first = target.paths[0]
-    linear = target.family != "sdxl" or not sdxl_names.is_convolution(first)
-    if linear and isinstance(layer, LowRank):
-        if layer.down.flatten(1).shape[1] != layer.down.shape[1]:
-            raise FormatError(f"{file}: {first} is a linear layer, the file has a convolution of shape {list(layer.down.shape)} for it")
-        layer = LowRank(layer.down.flatten(1), layer.up.flatten(1), layer.alpha)
-    elif isinstance(layer, LowRank) and layer.up.dim() == 2:
-        layer = LowRank(layer.down, layer.up[:, :, None, None], layer.alpha)
     if target.fused and first.endswith(flux_names.SWAPPED):
-        return [(first, _swapped(layer))]
+        if layer.shape[0] % 2:
+            raise part.wrong(f"has {layer.shape[0]} rows, which have no halves")
+        return [(first, flux.swapped(layer))]
     if len(target.paths) == 1:
         return [(first, layer)]
-    sizes = flux_names.rows(target.fused, layer.shape[0], layer.shape[1])
-    if min(sizes) <= 0:
-        raise FormatError(f"{file}: {target.fused} has {layer.shape[0]} rows, too few for its parts")
-    if isinstance(layer, Difference):
-        pieces: list[Any] = [Difference(piece.contiguous()) for piece in layer.weight.split(sizes)]
-    else:
-        pieces = flux.split(layer, sizes)
-    return [(path, piece) for path, piece in zip(target.paths, pieces, strict=True) if piece is not None]
+    try:
+        sizes = _rows(len(target.paths), layer, part)
+        return [(path, piece) for path, piece in zip(target.paths, flux.split(layer, sizes), strict=True) if piece is not None]
+    except FormatError as error:
+        raise FormatError(f"{part.file}: {part.module}: {error}") from None
 
 
-def _swapped(layer: Layer) -> Layer:
-    if isinstance(layer, Difference):
-        return Difference(flux_names.swap_halves(layer.weight))
-    return LowRank(layer.down, flux_names.swap_halves(layer.up), layer.alpha)
+def _rows(n: int, layer: Layer, part: Part) -> list[int]:
+    """Rows of each part of a fused layer: thirds, or width, width, width and the MLP, which is four times as wide."""
+    total = layer.shape[0]
+    width = layer.shape[1] if len(layer.shape) > 1 else total // 7
+    sizes = flux_names.rows(part.target.fused, total, width) if n == 4 else [total // n] * n
+    if min(sizes) <= 0 or sum(sizes) != total:
+        raise FormatError(f"has {total} rows, which {n} parts cannot share")
+    return sizes
 
 
 def _stated_alpha(file: str, metadata: Mapping[str, str]) -> Callable[[str, int], float]:
