@@ -154,6 +154,8 @@ def _one_line(kind: type[Settings], error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"setting {where!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:  # a rule about several settings, which names them itself
+        return message
     shown = "" if isinstance(first["input"], dict) else f" {first['input']!r}"
     return f"setting {where}{shown}: {message[0].lower()}{message[1:]}"
 

@@ -88,9 +88,9 @@ def of_matrix(delta: "Tensor", most: int) -> Spectrum:
     basis = torch.randn(matrix.shape[1], columns, generator=torch.Generator().manual_seed(0))
     for _ in range(PASSES):
         basis = torch.linalg.qr(matrix.T @ torch.linalg.qr(matrix @ basis).Q).Q
-    left = torch.linalg.qr(matrix @ basis).Q
-    u, s, v = torch.linalg.svd((left.T @ matrix).double(), full_matrices=False)
-    return Spectrum(left.double() @ u, s, v, tuple(delta.shape), energy)
+    left = torch.linalg.qr((matrix @ basis).double()).Q  # what is lost is a small difference of large sums
+    u, s, v = torch.linalg.svd(left.T @ matrix.double(), full_matrices=False)
+    return Spectrum(left @ u, s, v, tuple(delta.shape), energy)
 
 
 def share(lost: float, energy: float) -> float:
