@@ -132,6 +132,7 @@ _FAMILIES: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 _SD_NAMES = ("\nlora_te_", "down_blocks_0_attentions", "down_blocks.0.attentions", "input_blocks_1_1_", "input_blocks.1.1.", "up_blocks_3_", "up_blocks.3.")
 _SD3_WIDTHS = (1536, 2432)
+_CROSS = re.compile(r"attn2_(?:processor_)?to_[kv]_")
 _NUMBER = re.compile(r"(single_)?(?:transformer|double|single)_blocks[._](\d+)[._]")
 BLOCKS = {"double": 19, "single": 38}  # of FLUX.1
 
@@ -180,9 +181,9 @@ def _by_shape(shapes: Shapes) -> Foreign | None:
             continue
         module = key.replace(".", "_")
         channels = shape[1]
-        if channels in (768, 1024) and "attn2_to_" in module and re.search(r"attn2_(?:processor_)?to_[kv]_", module):
+        if channels in (768, 1024) and _CROSS.search(module):
             return Foreign("lora", "sd1" if channels == 768 else "sd2", f"is a LoRA for Stable Diffusion {_of(channels)} ({key} takes {channels} channels)")
-        if channels == 4096 and re.search(r"attn2_(?:processor_)?to_[kv]_", module):
+        if channels == 4096 and _CROSS.search(module):
             return Foreign("lora", "kolors", f"is a LoRA for Kolors ({key} takes {channels} channels, SDXL has 2048)")
         if channels in _SD3_WIDTHS and "attn_to_q_" in module and "transformer_blocks" in module:
             return Foreign("lora", "sd3", f"is a LoRA for Stable Diffusion 3 ({key} takes {channels} channels)")
@@ -206,8 +207,8 @@ def _stable_diffusion(shapes: Shapes) -> str:
     """sd1 or sd2 by the channels that the text has in cross-attention or in the text encoder."""
     for key, shape in shapes.items():
         module = key.replace(".", "_")
-        text = "attn2_to_k_" in module or "attn2_to_v_" in module or (module.startswith("lora_te_") and "self_attn_q_proj" in module)
-        if len(shape) >= 2 and text and "down" in key.rpartition(".lora")[2] and shape[1] in (768, 1024):
+        text = _CROSS.search(module) is not None or (module.startswith("lora_te_") and "self_attn_q_proj" in module)
+        if len(shape) >= 2 and text and re.search(r"lora_A|lora[_.]down", key) and shape[1] in (768, 1024):
             return "sd1" if shape[1] == 768 else "sd2"
     return ""
 

@@ -176,16 +176,12 @@ def _format(shapes: Shapes) -> str:
 def _algorithm(shapes: Shapes, groups: Mapping[str, Mapping[str, str]]) -> str:
     found: Counter[str] = Counter()
     for kinds in groups.values():
-        if "down" in kinds:
+        if "down" in kinds and not {"magnitude", "peft_magnitude"} & set(kinds):
             shape = shapes[kinds["down"]]
             found["LoCon" if "mid" in kinds or (len(shape) == 4 and shape[2:] != (1, 1)) else "LoRA"] += 1
-        for kind in kinds:
-            if kind in _ALGORITHMS:
-                found[_ALGORITHMS[kind]] += 1
+        found.update({_ALGORITHMS[kind] for kind in kinds if kind in _ALGORITHMS})
     if "LoCon" in found:
         del found["LoRA"]  # a LoCon is a LoRA that has convolutions too
-    if "DoRA" in found and not {"LoHa", "LoKr"} & set(found):
-        del found["LoRA"], found["LoCon"]
     return " + ".join(name for name, _ in sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
