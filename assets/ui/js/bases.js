@@ -7,6 +7,7 @@ import { badge, button, h, icon, keyed } from "./dom.js";
 import { bytes } from "./format.js";
 import { refresh, state } from "./state.js";
 import { failed, toast } from "./toasts.js";
+import { extractDialog } from "./tools.js";
 
 async function add() {
   const [name, path, encoders] = await ask("Add a base model", [{ label: "Name", placeholder: "my-sdxl" }, { label: "Folder or .safetensors file on this machine", placeholder: "/models/sdxl.safetensors", help: "It stays where it is; nothing is copied." }, { label: "Text encoders and VAE from (only for transformer-only files)", placeholder: "a diffusers folder" }], "Add");
@@ -30,7 +31,7 @@ async function remove(item) {
 }
 
 function row(item) {
-  return h("li", { class: "st-row" }, h("span", { class: "st-row-icon" }, icon("box", 20)), h("div", { class: "st-row-text" }, h("b", {}, item.title), h("small", {}, [item.name, bytes(item.bytes), item.licence].filter(Boolean).join(" · ")), item.problem ? h("small", { class: "st-misfit" }, item.problem) : null), badge(item.family_title || item.family, "accent"), item.builtin ? badge("comes with the studio") : button(`Remove ${item.name}`, { kind: "icon quiet", symbol: "trash", act: () => remove(item) }));
+  return h("li", { class: "st-row" }, h("span", { class: "st-row-icon" }, icon("box", 20)), h("div", { class: "st-row-text" }, h("b", {}, item.title), h("small", {}, [item.name, bytes(item.bytes), item.licence].filter(Boolean).join(" · ")), item.problem ? h("small", { class: "st-misfit" }, item.problem) : null), badge(item.family_title || item.family, "accent"), item.problem || item.builtin ? null : button("Extract a LoRA", { kind: "small", symbol: "layers", title: "What this model has more than its base", act: () => extractDialog(item) }), item.builtin ? badge("comes with the studio") : button(`Remove ${item.name}`, { kind: "icon quiet", symbol: "trash", act: () => remove(item) }));
 }
 
 export function basesTab() {

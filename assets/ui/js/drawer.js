@@ -10,6 +10,7 @@ import { ago, bytes, count } from "./format.js";
 import { show } from "./shell.js";
 import { job, refresh, state } from "./state.js";
 import { failed, toast } from "./toasts.js";
+import { bakeDialog, mergeDialog, resizeDialog } from "./tools.js";
 
 
 async function remove(item, close) {
@@ -59,6 +60,8 @@ function content(item, close) {
     item.trigger ? [h("h4", {}, "Trigger"), h("code", { class: "st-trigger" }, item.trigger)] : null,
     h("h4", {}, "Facts"),
     factList([["Base", item.base], ["Rank", item.rank || ""], ["Alpha", item.alpha || ""], ["Size", bytes(item.bytes)], ["Added", ago(item.created)], ["AutoV3", item.autov3?.slice(0, 12)], ["SHA-256", item.sha256.slice(0, 12)], ["From", origin(item)]]),
+    h("h4", {}, "Tools"),
+    h("div", { class: "st-actions" }, button("Merge with …", { kind: "small", symbol: "layers", act: () => mergeDialog(item) }), button("Resize", { kind: "small", symbol: "minus", act: () => resizeDialog(item) }), button("Bake", { kind: "small", symbol: "box", title: "Into a base model", act: () => bakeDialog(item) })),
     more,
     h("div", { class: "st-actions is-foot" }, button("Continue training", { kind: "small", symbol: "train", act: () => { show("train"); say("continue-from", { name: item.name }); } }), button("Save file", { kind: "small", symbol: "download", act: () => save(item.file) }), h("span", { class: "st-spring" }), button("Delete", { kind: "small danger", symbol: "trash", act: () => remove(item, close) }))));
 }

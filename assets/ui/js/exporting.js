@@ -13,14 +13,15 @@ function choice(name, label, options) {
   return h("fieldset", { class: "st-choice" }, h("legend", {}, label), options.map(([value, title, help], i) => h("label", {}, h("input", { type: "radio", name, value, checked: i === 0 }), h("span", {}, h("b", {}, title), h("small", {}, help)))));
 }
 
-function finished(id) {
+// The job once it has ended well; rejects with its reason otherwise.
+export function finished(id) {
   return new Promise((resolve, reject) => {
     const stop = on("job", ({ job }) => {
       if (job.id !== id) return;
       if (job.state === "finished") { stop(); resolve(job); }
-      if (["failed", "cancelled", "interrupted"].includes(job.state)) { stop(); reject(new Error(job.message || "the export ended early")); }
+      if (["failed", "cancelled", "interrupted"].includes(job.state)) { stop(); reject(new Error(job.message || "it ended early")); }
     });
-    api.get(`/jobs/${api.id(id)}`).then((job) => { if (job.state === "finished") { stop(); resolve(job); } }, () => {});
+    api.get(`/jobs/${api.id(id)}`).then((job) => { if (job.state === "finished") { stop(); resolve(job); } else if (job.state === "failed") { stop(); reject(new Error(job.message)); } }, () => {});
   });
 }
 

@@ -10,7 +10,7 @@ import { isActive, refresh, state } from "./state.js";
 import { words } from "./status.js";
 import { failed, toast } from "./toasts.js";
 
-const SYMBOLS = { train: "train", generate: "generate", export: "download" };
+const SYMBOLS = { train: "train", generate: "generate", export: "download", merge: "layers", resize: "minus", extract: "layers", bake: "box" };
 const TONES = { running: "accent", finished: "good", failed: "bad", interrupted: "warn" };
 const ORDER = { running: 0, queued: 1 };
 
@@ -19,6 +19,7 @@ const post = (job, verb, body) => api.post(`/jobs/${api.id(job.id)}/${verb}`, bo
 function open(job) {
   if (job.kind === "train") { show("train"); say("open-run", job.id); }
   if (job.kind === "generate") show("generate");
+  if (["merge", "resize", "extract"].includes(job.kind)) { show("library"); const made = state.adapters.find((item) => item.id.startsWith(job.id)); if (made) say("open-adapter", made.id); }
 }
 
 async function remove(job) {
@@ -69,7 +70,7 @@ function fillRow(node, job) {
 
 export function mount(element) {
   const list = h("ul", { class: "st-rows" });
-  const none = empty("queue", "The queue is empty", ["Training runs, pictures and exports wait here for their turn. They go on when this page is closed."], button("Train", { kind: "primary", symbol: "train", act: () => show("train") }), button("Generate", { symbol: "generate", act: () => show("generate") }));
+  const none = empty("queue", "The queue is empty", ["Training runs, pictures, exports and tools wait here for their turn. They go on when this page is closed."], button("Train", { kind: "primary", symbol: "train", act: () => show("train") }), button("Generate", { symbol: "generate", act: () => show("generate") }));
   const title = h("h2", {}, "Queue");
   element.replaceChildren(h("section", { class: "st-queue", "aria-label": "Queue" }, h("header", { class: "st-view-head" }, title), h("div", { class: "st-scroll" }, none, list)));
   const draw = () => {

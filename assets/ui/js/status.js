@@ -12,7 +12,7 @@ export function words(job) {
   if (job.state === "queued") return "waiting";
   if (job.state !== "running") return job.state;
   if (job.total && job.step) return `${job.step} / ${job.total}`;
-  return job.phase || "starting";
+  return job.phase || job.message || "starting";
 }
 
 export function mount(element) {
