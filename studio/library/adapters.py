@@ -27,9 +27,9 @@ def describe(path: Path) -> dict[str, Any]:
     from studio.lora import formats
 
     header = metadata.read_header(path)
-    found = formats.detect(header.shapes)
-    if not found.format or found.format == "unknown":
-        raise FormatError(f"{path.name}: {found.reason or 'is no LoRA'}; the library takes LoRA files for image models")
+    found = formats.identify(header.shapes, header.metadata)
+    if not found.readable:
+        raise FormatError(f"{path.name}: {found.reasons[0]}; the library takes LoRA files for image models")
     words = header.metadata
     rank = _rank(header.shapes, words)
     return {
@@ -42,7 +42,15 @@ def describe(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "sha256": sha256(path),
         "autov3": metadata.tensor_hash(path),
-        "facts": {"tensors": len(header.shapes), "confidence": found.confidence, "title": words.get("modelspec.title", ""), "steps": words.get("ss_steps", "")},
+        "facts": {
+            "tensors": len(header.shapes),
+            "confidence": found.confidence,
+            "title": words.get("modelspec.title", ""),
+            "steps": words.get("ss_steps", ""),
+            "algorithm": found.algorithm,
+            "parts": dict(found.parts),
+            "warnings": list(found.warnings),
+        },
     }
 
 
@@ -62,6 +70,8 @@ def register(db: Database, layout: Layout, id: str, source: Path, told: Mapping[
     if known is not None:
         return known
     values = {**describe(source), "created": time.time(), "run": "", "preview": "", **{key: value for key, value in told.items() if value}}
+    if report := values.pop("report", None):
+        values["facts"] = {**values["facts"], "report": report}
     folder = layout.adapters / id
     stored = next(folder.glob("*.safetensors"), None) if folder.is_dir() else None  # left by a crash before the row was written
     with db.write() as session:

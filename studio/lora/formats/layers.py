@@ -101,7 +101,8 @@ def _low_rank(part: Part, alpha: float | None, stated: Callable[[str, int], floa
     down, up = part.tensors["down"].float(), part.tensors["up"].float()
     mid = part.tensors.get("mid")
     if mid is not None:
-        if mid.dim() != 4 or down.dim() < 2 or mid.shape[1] != down.shape[0] or down[0].numel() != down.shape[1]:
+        sound = mid.dim() == 4 and down.dim() >= 2 and mid.shape[1] == down.shape[0] and down[0].numel() == down.shape[1]
+        if not sound or not _fits_kernel(part, mid):
             raise part.wrong(f"has a core of shape {list(mid.shape)} that does not multiply with {list(down.shape)}")
         down = torch.einsum("ijkl,jn->inkl", mid.float(), down.flatten(1))
     if down.dim() not in (2, 4) or up.dim() not in (2, 4) or not down.numel() or up.shape[1] != down.shape[0] or up.flatten(1).shape[1] != up.shape[1]:
@@ -119,7 +120,8 @@ def _low_rank(part: Part, alpha: float | None, stated: Callable[[str, int], floa
 def _hadamard(part: Part, alpha: float | None) -> Hadamard:
     w1_a, w1_b, w2_a, w2_b = (part.tensors[kind].float() for kind in _NEEDED["LoHa"])
     t1, t2 = part.tensors.get("t1"), part.tensors.get("t2")
-    if (t1 is None) != (t2 is None) or any(tensor.dim() != 2 for tensor in (w1_a, w1_b, w2_a, w2_b)):
+    sound = (t1 is None) == (t2 is None) and all(core is None or _fits_kernel(part, core) for core in (t1, t2))
+    if not sound or any(tensor.dim() != 2 for tensor in (w1_a, w1_b, w2_a, w2_b)):
         raise part.wrong("is a LoHa layer whose tensors do not belong together")
     kernel = part.kernel if t1 is None else tuple(t1.shape[2:])
     rank = w1_b.shape[0]
@@ -139,6 +141,8 @@ def _hadamard(part: Part, alpha: float | None) -> Hadamard:
 def _kronecker(part: Part, alpha: float | None) -> Kronecker:
     found = {kind: tensor.float() for kind, tensor in part.tensors.items() if kind.startswith("kron_")}
     core = found.get("kron_t2")
+    if core is not None and not _fits_kernel(part, core):
+        raise part.wrong(f"has a LoKr core of shape {list(core.shape)}, which is of no such module")
     pairs = []
     for name in ("kron_w1", "kron_w2"):
         pair = tuple(found[kind] for kind in (name, f"{name}_a", f"{name}_b") if kind in found)
@@ -146,11 +150,11 @@ def _kronecker(part: Part, alpha: float | None) -> Kronecker:
             raise part.wrong("is a LoKr layer that has not both of its factors; the file is broken")
         pairs.append(pair)
     w1, w2 = pairs
-    kernel = tuple(core.shape[2:]) if core is not None else tuple(w2[0].shape[2:]) if len(w2) == 1 and w2[0].dim() == 4 else part.kernel
-    if not part.kernel and _area(kernel) == 1 and len(w2) == 1:
-        w2, kernel = (w2[0].flatten(1),), ()
     sound = all(tensor.dim() == 2 for tensor in w1) and all(tensor.dim() >= 2 and tensor.numel() for tensor in (*w1, *w2))
     sound = sound and all(len(pair) == 1 or (i and core is not None) or pair[0].shape[1] == pair[1].shape[0] for i, pair in enumerate((w1, w2)))
+    kernel = tuple(core.shape[2:]) if core is not None else tuple(w2[0].shape[2:]) if len(w2) == 1 and w2[0].dim() == 4 else part.kernel
+    if sound and not part.kernel and _area(kernel) == 1 and len(w2) == 1:
+        w2, kernel = (w2[0].flatten(1),), ()
     if sound and core is not None:
         sound = len(w2) == 2 and core.dim() == 4 and core.shape[:2] == (w2[0].shape[0], w2[1].shape[0])
     if not sound:
@@ -175,6 +179,11 @@ def _decomposed(part: Part, layer: "LowRank | Hadamard | Kronecker | Difference"
 def _fitting(part: Part, weight: "Tensor") -> "Tensor":
     """A difference in the shape of the module: linear layers have two dimensions, whatever the file kept."""
     return weight.flatten(1) if not part.kernel and weight.dim() == 4 and weight[0].numel() == weight.shape[1] else weight
+
+
+def _fits_kernel(part: Part, core: "Tensor") -> bool:
+    """Whether a core is of the module's own kernel; a larger one could make a layer of any size out of a small file."""
+    return core.dim() == 4 and tuple(core.shape[2:]) == (part.kernel or (1, 1))
 
 
 def _area(kernel: tuple[int, ...]) -> int:

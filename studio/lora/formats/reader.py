@@ -16,6 +16,8 @@ from studio.lora.formats.layers import Part, assemble
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGEST = 2**27  # numbers in a layer that has to be formed to be read; FLUX.1's own has 19 million
+
 
 def read_tensors(file: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], partial: bool = False) -> Adapter:
     """The adapter that the tensors describe, in fp32. Raises FormatError if any key or shape does not fit.
@@ -37,7 +39,10 @@ def read_tensors(file: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[s
         target = names.target(module)
         assert target is not None
         part = Part(file, module, target, {kind: tensors[key] for kind, key in keys.items()})
-        layer, bias = assemble(part, stated)
+        try:
+            layer, bias = assemble(part, stated)
+        except (RuntimeError, IndexError) as error:
+            raise part.wrong(f"has tensors that do not belong together ({str(error).splitlines()[0][:100]})") from error
         placed = [] if layer is None else _placed(part, layer)
         placed += [] if bias is None else [(f"{path}.bias", piece) for path, piece in _placed(part, Difference(bias))]
         for path, piece in placed:
@@ -60,8 +65,8 @@ def _placed(part: Part, layer: Layer) -> list[tuple[str, Layer]]:
     target = part.target
     first = target.paths[0]
     if target.fused and first.endswith(flux_names.SWAPPED):
-        if layer.shape[0] % 2:
-            raise part.wrong(f"has {layer.shape[0]} rows, which have no halves")
+        if layer.shape[0] % 2 or math.prod(layer.shape) > LARGEST:
+            raise part.wrong(f"has {layer.shape[0]} rows, which are not those of {first}")
         return [(first, flux.swapped(layer))]
     if len(target.paths) == 1:
         return [(first, layer)]
@@ -88,18 +93,33 @@ def _stated_alpha(file: str, metadata: Mapping[str, str]) -> Callable[[str, int]
     if raw is None:
         return lambda module, rank: float(rank)
     try:
-        table = dict(json.loads(raw))
-    except (ValueError, TypeError):
-        raise FormatError(f"{file}: its lora_adapter_metadata is broken JSON; the strength it was saved for is unknown") from None
+        table = json.loads(raw)
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict):
+        raise FormatError(f"{file}: its lora_adapter_metadata is broken JSON; the strength it was saved for is unknown")
 
     def alpha(module: str, rank: int) -> float:
         part, _, path = module.partition(".")
         value = table.get(f"{part}.lora_alpha", rank)
-        for pattern, own in (table.get(f"{part}.alpha_pattern") or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern.lstrip('^')})", path):
-                value = own
-                break
+        patterns = table.get(f"{part}.alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise FormatError(f"{file}: the alpha_pattern in its lora_adapter_metadata is no table; the strength it was saved for is unknown")
+        value = next((own for pattern, own in patterns.items() if _names(file, pattern, path)), value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise FormatError(f"{file}: its lora_adapter_metadata has an alpha that is no number from 0 up")
         # A reader of alpha / rank sees rank-stabilised scaling, alpha / sqrt(rank), as a larger alpha.
         return float(value) * (math.sqrt(rank) if table.get(f"{part}.use_rslora") else 1.0)
 
     return alpha
+
+
+def _names(file: str, pattern: str, path: str) -> bool:
+    """Whether a key of PEFT's alpha_pattern means the module: its whole path, or without a leading `^` also the end of it.
+
+    PEFT takes regular expressions; a file from elsewhere could hang the studio with one, so only plain names are taken.
+    """
+    name = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise FormatError(f"{file}: its alpha_pattern {pattern[:80]!r} is a regular expression, which the studio does not run; save the LoRA with alpha keys")
+    return path == name or (not pattern.startswith("^") and path.endswith("." + name))
