@@ -16,6 +16,7 @@ from studio import families
 from studio.cli.flags import flag_of
 from studio.cli.parser import build_parser
 from studio.config import GenerateConfig, Settings, TrainConfig
+from studio.jobs.spec import TOOLS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "assets" / "docs"
@@ -74,7 +75,7 @@ def settings_page() -> str:
         "The same names everywhere: on the command line with dashes (`--batch-size`), in TOML files, JSON and HTTP with underscores. A setting",
         "without a default is filled from the base model, else from its family; what was used is recorded with the run and the picture.",
     ]
-    for title, kind in (("Training", TrainConfig), ("Generation", GenerateConfig)):
+    for title, kind in (("Training", TrainConfig), ("Generation", GenerateConfig), *((name.capitalize(), kind) for name, kind in TOOLS.items())):
         lines += ["", f"## {title}", "", "| setting | default | allowed | means |", "| --- | --- | --- | --- |"]
         lines += [
             f"| `{name}` | {_default(field)} | {_cell(_allowed(field))} | {_cell(field.description or '')} |" for name, field in kind.model_fields.items()
@@ -154,7 +155,7 @@ def test_the_route_page_tells_of_every_route_and_no_other() -> None:
     assert sorted(told) == sorted(routes())
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, GenerateConfig])
+@pytest.mark.parametrize("kind", [TrainConfig, GenerateConfig, *TOOLS.values()])
 def test_every_setting_says_what_it_means(kind: type[Settings]) -> None:
     assert [name for name, field in kind.model_fields.items() if not field.description] == []
 
