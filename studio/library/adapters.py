@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from studio.config import safe_stem
+from studio.container import Header, nonfinite
 from studio.errors import FormatError
 from studio.library.database import Database
 from studio.library.files import place
@@ -49,9 +50,15 @@ def describe(path: Path) -> dict[str, Any]:
             "steps": words.get("ss_steps", ""),
             "algorithm": found.algorithm,
             "parts": dict(found.parts),
-            "warnings": list(found.warnings),
+            "warnings": [*found.warnings, *_broken_numbers(path, header)],
         },
     }
+
+
+def _broken_numbers(path: Path, header: Header) -> list[str]:
+    """One line if tensors hold infinities or no numbers; such a file may be kept and looked at, not drawn with."""
+    wrong = nonfinite(path, header)
+    return [f"{len(wrong)} tensors hold values that are no numbers, first {wrong[0][:120]!r}; images cannot be drawn with it"] if wrong else []
 
 
 def _rank(shapes: Mapping[str, tuple[int, ...]], words: Mapping[str, str]) -> int:

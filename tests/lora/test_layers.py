@@ -15,6 +15,7 @@ from studio.lora import adapter as layers
 from studio.lora import attach, formats
 from studio.lora.adapter import Adapter, Decomposed, Difference, Hadamard, Kronecker, Layer, LowRank
 from studio.lora.formats import flux as fused
+from studio.lora.plain import plain
 
 
 def rand(*shape: int, seed: int) -> torch.Tensor:
@@ -244,3 +245,20 @@ def test_a_load_report_says_what_fits_and_which_encoders(sdxl: Components) -> No
     found = formats.report(Adapter("sdxl", {text: low_rank(shapes[text]), unet: low_rank((4, 4)), "unet.none": low_rank((4, 4))}), shapes)
     assert (found.matched, found.missing, found.encoders) == ((text,), ("unet.none",), ("text_encoder",)) and len(found.mismatched) == 1
     assert found.summary == "1 of 3 layers fit, 1 have no module, 1 are of another size, with text_encoder"
+
+
+def test_a_dora_becomes_a_plain_lora_with_its_residual_told(sdxl: Components, tmp_path: Path) -> None:
+    shapes = dict(list(linear_and_convolution(sdxl).items())[:6])
+    weights = {path: attach.parameter_map(sdxl)[path].detach() for path in shapes}
+    made = Adapter("sdxl", {p: dora(s, "output", i) if i else loha(s) for i, (p, s) in enumerate(shapes.items())})
+    full = max(min(shape[0], math.prod(shape[1:])) for shape in shapes.values())
+    for rank, most in ((full, 1e-5), (4, 1.0)):
+        baked, residuals = plain(made, weights, rank)
+        assert all(isinstance(layer, LowRank) and layer.rank <= rank for layer in baked.layers.values())
+        for path, layer in made.layers.items():
+            wanted = layers.delta(layer, weights[path])
+            lost = float((baked.layers[path].delta() - wanted).norm() / wanted.norm())  # type: ignore[call-arg]
+            assert lost <= most and lost == pytest.approx(residuals[path], rel=1e-2, abs=1e-4)
+    formats.write(baked, tmp_path / "f", format="peft")
+    with pytest.raises(FormatError, match="depends on the base"):
+        plain(made, {}, 4)

@@ -61,6 +61,39 @@ def test_presets_have_the_modules_of_the_reference(full: dict[str, Shapes], fami
     assert all(dotted(name.replace(".", "_")) == name for name in names), "underscores can be undone"
 
 
+def test_text_encoders_have_the_modules_of_the_reference() -> None:
+    """CLIP-L 72, OpenCLIP bigG 192: every linear of their layers has a kohya name and comes back."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    for part, number, kind, n in (("text_encoder", "1", CLIPTextModel, 72), ("text_encoder_2", "2", CLIPTextModelWithProjection, 192)):
+        config = CLIPTextConfig.from_pretrained(parts.CONFIGS / "sdxl" / part)
+        with torch.device("meta"):
+            model = kind(config)
+        names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and ".layers." in f".{name}"]
+        paths = [name if name.startswith("text_model.") else f"text_model.{name}" for name in names]
+        assert len(paths) == n
+        for path in paths:
+            found = target(f"lora_te{number}_{path.replace('.', '_')}")
+            assert found is not None and found.paths == (f"{part}.{path}",)
+
+
+def test_fused_layers_of_real_width_have_the_deltas_of_their_parts() -> None:
+    """One of each fused layer at rank 4: qkv of both streams and linear1, forwards and back."""
+    from studio.lora.formats import flux
+
+    generator = torch.Generator().manual_seed(0)
+    for sizes in ([3072] * 3, [3072, 3072, 3072, 12288]):
+        layers = [LowRank(torch.randn(4, 3072, generator=generator), torch.randn(size, 4, generator=generator), 3.0) for size in sizes]
+        fused = flux.fuse(layers, sizes)
+        begin = 0
+        for layer, size, again in zip(layers, sizes, flux.split(fused, sizes), strict=True):
+            assert isinstance(fused, LowRank) and isinstance(again, LowRank) and again.rank == 4
+            rows = (fused.up[begin : begin + size] @ fused.down) * (fused.alpha / fused.rank)
+            wanted = layer.delta()
+            assert float((rows - wanted).norm() / wanted.norm()) <= 1e-6 and float((again.delta() - wanted).norm() / wanted.norm()) <= 1e-6
+            begin += size
+
+
 def test_every_linear_and_convolution_has_a_name_and_comes_back(full: dict[str, Shapes]) -> None:
     assert len(full["sdxl"]) == 794 and len(full["flux"]) == 504
     for path in full["sdxl"]:
