@@ -1,34 +1,102 @@
-"""Adapter files for others, in the worker: written with their history, read back and compared."""
+"""Adapter files for others, in the worker: written with their history, proven, and only then given their name."""
 
+import base64
 import json
-import time
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from studio.config import TrainConfig, build
-from studio.errors import RunError
-from studio.events import Started
+from studio.errors import FormatError, RunError
+from studio.events import Sample, Started
 from studio.families.base import Base
 from studio.jobs.folder import JobFolder, Manifest
 from studio.jobs.spec import Dtype, Format
 from studio.library.files import write_whole
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from studio.lora.adapter import Adapter
+    from studio.lora.provenance import Tags
+
 HISTORY = "history.json"
+THUMBNAIL_SIDE = 256  # pixels, as the model metadata standard advises
+PREVIEW_SIDE = 768
 
 
-def write(source: Path, target: Path, format: Format, dtype: Dtype, metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Write the adapter of a file or checkpoint to `target` and compare it with what is read back; the report of that."""
+def adapter_of(source: Path) -> "Adapter":
+    """The adapter of a file or checkpoint."""
     from studio.lora import formats
     from studio.training import checkpoint
 
-    adapter = checkpoint.adapter(source.parent) if checkpoint.is_checkpoint(source.parent) else formats.read(source)
+    return checkpoint.adapter(source.parent) if checkpoint.is_checkpoint(source.parent) else formats.read(source)
+
+
+def publish(adapter: "Adapter", target: Path, format: Format, dtype: Dtype, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Write the file, prove it, and only then let it take its name; the report of the proof. Raises FormatError if it fails."""
+    from studio.lora import formats, proof
+    from studio.lora.header import completed
+
+    part = target.with_name(f".{target.stem}.new.safetensors")  # an older file of the name stays until the new one is proven
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        formats.write(adapter, target, format=format, dtype=dtype, metadata=adapter.metadata if metadata is None else metadata)
+        formats.write(adapter, part, format=format, dtype=dtype, metadata=completed(metadata, adapter, target.stem))
+        report = proof.prove(part, adapter, format)
+        if not report["passed"]:
+            raise FormatError(f"{target.name} was not published: {report['faults'][0]}")
+        part.replace(target)
     except OSError as error:
-        raise RunError(f"{target} cannot be written ({error.strerror}); the checkpoint is kept: export it to another place") from error
-    return dict(formats.verify(target, adapter))
+        raise RunError(f"{target} cannot be written ({error.strerror}); what it is made from is kept: export it to another place") from error
+    except FormatError as error:
+        raise FormatError(str(error).replace(part.name, target.name)) from None
+    finally:
+        part.unlink(missing_ok=True)
+    return {**report, "file": target.name}
+
+
+def side_files(target: Path, picture: Path | None) -> list[str]:
+    """Put beside the file what web UIs and Civitai ask for; the names of what was written."""
+    from studio.container import read_header
+    from studio.lora import cards
+    from studio.lora.formats import detect
+
+    header = read_header(target)
+    texts = {
+        f"{target.stem}.json": cards.card(header.metadata),
+        f"{target.stem}.civitai.md": cards.civitai_page(target.stem, detect(header.shapes).family, header.metadata),
+    }
+    found = []
+    if picture is not None:
+        out = BytesIO()
+        image = _decoded(picture)
+        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        image.save(out, "PNG")
+        write_whole(target.with_name(f"{target.stem}.preview.png"), out.getvalue())
+        found.append(f"{target.stem}.preview.png")
+    for name, text in texts.items():
+        write_whole(target.with_name(name), text.encode())
+    return [*found, *texts]
+
+
+def thumbnail(picture: Path) -> dict[str, str]:
+    """The metadata entry with a small picture: a JPEG of its middle square as a data URI."""
+    from PIL import ImageOps
+
+    from studio.lora.header import THUMBNAIL
+
+    out = BytesIO()
+    ImageOps.fit(_decoded(picture), (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).save(out, "JPEG", quality=85)
+    return {THUMBNAIL: "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()}
+
+
+def sample_of(folder: JobFolder, step: int) -> Path | None:
+    """The first preview picture of a run at that step, or the last one before it."""
+    samples = [event for event in folder.read()[0] if isinstance(event, Sample) and event.step <= step]
+    newest = next((sample for sample in samples if sample.step == max(one.step for one in samples)), None)
+    path = folder.path / newest.path if newest else None
+    return path if path and path.is_file() else None
 
 
 def remember(folder: JobFolder, started: Started, images: str, captions: Sequence[str]) -> None:
@@ -39,15 +107,22 @@ def remember(folder: JobFolder, started: Started, images: str, captions: Sequenc
     write_whole(folder.path / HISTORY, json.dumps(history, ensure_ascii=False).encode())
 
 
-def metadata(folder: JobFolder, manifest: Manifest, base: Base, step: int) -> dict[str, str]:
-    """The metadata of a file made from the checkpoint of that step."""
+def metadata(folder: JobFolder, manifest: Manifest, base: Base, step: int, tags: "Tags" = "auto") -> dict[str, str]:
+    """The metadata of a file made from the checkpoint of that step; the same whenever it is asked for."""
     from studio.lora.provenance import Trained, training_metadata
 
     path = folder.path / HISTORY
     history: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"started": manifest.created, "images": manifest.name, "captions": []}
     buckets = {_size(size): count for size, count in history.pop("buckets", {}).items()}
-    run = Trained(steps=step, finished=time.time(), buckets=buckets, **history)
-    return training_metadata(build(TrainConfig, manifest.settings), base, run)
+    finished = next((one.time for one in folder.checkpoints() if one.step == step), history["started"])
+    run = Trained(steps=step, finished=finished, buckets=buckets, **history)
+    return training_metadata(build(TrainConfig, manifest.settings), base, run, tags)
+
+
+def _decoded(picture: Path) -> "Image":
+    from studio.data.decoding import decode
+
+    return decode(picture)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -126,14 +126,20 @@ def _preview(config: TrainConfig, captions: Sequence[str]) -> "Callable[[Compone
 
 
 def _export_run(work: Work, config: TrainConfig) -> Exported:
-    """The last checkpoint as a file for others, and a copy of it where the settings name a place."""
+    """The last checkpoint as a proven file for others, and a copy of it where the settings name a place."""
     last = work.folder.checkpoints()[-1]
-    source, words = work.folder.path / last.adapter, exporting.metadata(work.folder, work.manifest, work.base, last.step)
+    adapter = exporting.adapter_of(work.folder.path / last.adapter)
+    words = exporting.metadata(work.folder, work.manifest, work.base, last.step) | _picture(exporting.sample_of(work.folder, last.step))
     target = work.folder.path / "output" / f"{config.name}.safetensors"
-    report = exporting.write(source, target, "kohya", "fp16", words)
+    report = exporting.publish(adapter, target, "kohya", "fp16", words)
     if config.output:
-        exporting.write(source, Path(config.output), "kohya", "fp16", words)
+        exporting.publish(adapter, Path(config.output), "kohya", "fp16", words)
     return Exported(path=target.relative_to(work.folder.path).as_posix(), report=report)
+
+
+def _picture(sample: Path | None) -> dict[str, str]:
+    """The thumbnail for the header, if there is a picture."""
+    return exporting.thumbnail(sample) if sample else {}
 
 
 def generate(work: Work) -> Iterator[Event]:
@@ -150,23 +156,33 @@ def generate(work: Work) -> Iterator[Event]:
 
 
 def export(work: Work) -> Iterator[Event]:
-    """Rewrite an adapter in a format for others, verified."""
+    """Rewrite an adapter in a format for others, proven."""
     yield Loading(phase="writing the LoRA file")
+    from studio.lora.header import THUMBNAIL
+
     config = build(ExportConfig, work.manifest.settings)
+    source = Path(work.manifest.paths["source"])
     target = Path(config.output) if config.output else work.folder.path / "output" / f"{work.manifest.name}.safetensors"
-    report = exporting.write(Path(work.manifest.paths["source"]), target, config.format, config.dtype, _history(work))
+    adapter = exporting.adapter_of(source)
+    words, picture = _told(work, config, source, adapter.metadata)
+    if not config.thumbnail:
+        words.pop(THUMBNAIL, None)
+    elif picture:
+        words |= exporting.thumbnail(picture)
+    report = exporting.publish(adapter, target, config.format, config.dtype, words)
+    beside = exporting.side_files(target, picture) if config.side_files else []
     shown = target.as_posix() if config.output else target.relative_to(work.folder.path).as_posix()
-    yield Exported(path=shown, report=report)
+    yield Exported(path=shown, report={**report, "side_files": beside})
     yield Finished(result={"path": shown})
 
 
-def _history(work: Work) -> dict[str, str] | None:
-    """What the run behind an export says of itself; None for files from elsewhere, which keep their own words."""
+def _told(work: Work, config: ExportConfig, source: Path, own: Mapping[str, str]) -> tuple[dict[str, str], Path | None]:
+    """What the run behind an export says of itself, and a picture of it; files from elsewhere keep their own words."""
     if not work.manifest.paths.get("run"):
-        return None
+        return dict(own), next(source.parent.glob("preview.*"), None)
     run = JobFolder.of(work.layout.jobs, work.manifest.paths["run"])
-    manifest = run.manifest()
-    return exporting.metadata(run, manifest, base_from(manifest.base), int(work.manifest.paths["step"]))
+    manifest, step = run.manifest(), int(work.manifest.paths["step"])
+    return exporting.metadata(run, manifest, base_from(manifest.base), step, config.tags), exporting.sample_of(run, step)
 
 
 HANDLERS: dict[str, Callable[[Work], Iterator[Event]]] = {"train": train, "generate": generate, "export": export}

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from studio.errors import StudioError
 from studio.events import Event, Exported, Image, Sample
@@ -11,6 +12,7 @@ from studio.library import adapters, pictures
 from studio.library.database import Database
 from studio.library.layout import Layout
 
+KEPT = ("passed", "faults", "format", "dtype", "modules", "worst_difference", "loaders", "clients", "notes")
 logger = logging.getLogger(__name__)
 
 
@@ -36,7 +38,14 @@ def _adapter(db: Database, layout: Layout, folder: JobFolder, segment: int, even
         told = {"name": manifest.name, "run": manifest.id, "base": manifest.base.get("name"), "trigger": manifest.settings.get("trigger")}
     else:
         told = {"name": manifest.name, "run": manifest.paths.get("run", "")}
-    adapters.register(db, layout, f"{folder.id}-{segment}", folder.path / event.path, {**told, "created": event.time}, _last_sample(folder, manifest))
+    adapters.register(
+        db, layout, f"{folder.id}-{segment}", folder.path / event.path, {**told, "created": event.time, "report": _kept(event)}, _last_sample(folder, manifest)
+    )
+
+
+def _kept(event: Exported) -> dict[str, Any]:
+    """The proof of a file without the many figures of a tool."""
+    return {key: value for key, value in event.report.items() if key in KEPT}
 
 
 def _last_sample(folder: JobFolder, manifest: Manifest) -> Path | None:

@@ -18,6 +18,9 @@ class ExportConfig(Settings):
     output: str | None = Field(default=None, description="File to write; empty puts it into the library")
     format: Format = Field(default="kohya", description="kohya for web UIs and sharing sites, peft for diffusers")
     dtype: Dtype = Field(default="fp16", description="Number format in the file")
+    thumbnail: bool = Field(default=True, description="Keep a small preview picture in the header")
+    tags: Literal["auto", "always", "never"] = Field(default="auto", description="Count the words of the captions in the header; auto only if they are tags")
+    side_files: bool = Field(default=False, description="Write a preview picture, a card for web UIs and a text for Civitai beside the file")
 
 
 class AdapterOutput(Settings):

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.config import LoraWeight, build
-from studio.errors import RunError
 from studio.events import Event, Exported, Finished, Loading, Warned
+from studio.jobs import exporting
 from studio.jobs.spec import AdapterOutput, BakeConfig, ExtractConfig, MergeConfig, ResizeConfig
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def resize(work: "Work") -> Iterator[Event]:
     from studio.lora.tools import resize as tool
 
     config = build(ResizeConfig, work.manifest.settings)
-    adapter = _adapter(Path(work.manifest.paths["source"]))
+    adapter = exporting.adapter_of(Path(work.manifest.paths["source"]))
     made = yield from tool.resize(adapter, _name(work, config), config.rank or 0, config.energy or 0.0)
     yield from _written(work, config, made)
 
@@ -62,15 +62,7 @@ def bake(work: "Work") -> Iterator[Event]:
 
 
 def _rows(work: "Work", loras: tuple[LoraWeight, ...]) -> "list[tuple[str, Adapter, float]]":
-    return [(Path(row.name).stem, _adapter(Path(work.manifest.paths[f"lora:{i}"])), row.weight) for i, row in enumerate(loras)]
-
-
-def _adapter(path: Path) -> "Adapter":
-    """The adapter of a file or checkpoint."""
-    from studio.lora import formats
-    from studio.training import checkpoint
-
-    return checkpoint.adapter(path.parent) if checkpoint.is_checkpoint(path.parent) else formats.read(path)
+    return [(Path(row.name).stem, exporting.adapter_of(Path(work.manifest.paths[f"lora:{i}"])), row.weight) for i, row in enumerate(loras)]
 
 
 def _name(work: "Work", config: AdapterOutput) -> str:
@@ -78,28 +70,14 @@ def _name(work: "Work", config: AdapterOutput) -> str:
 
 
 def _written(work: "Work", config: AdapterOutput, made: "Made") -> Generator[Event, None, None]:
-    """Write what a tool made, read it back, and only then say that it is there. A file that fails is not left behind."""
-    from studio.errors import FormatError
-    from studio.lora import formats
-
+    """Write what a tool made, prove it, and only then say that it is there. A file that fails is not left behind."""
     for note in made.notes:
         yield Warned(message=note)
     yield Loading(phase="writing the LoRA file")
     target = Path(config.output) if config.output else work.folder.path / "output" / f"{_name(work, config)}.safetensors"
-    part = target.with_name(f".{target.stem}.new.safetensors")  # proven before it takes the place of an older file
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        formats.write(made.adapter, part, format=config.format, dtype=config.dtype, metadata=made.adapter.metadata)
-        proof = dict(formats.verify(part, made.adapter))
-        part.replace(target)
-    except OSError as error:
-        raise RunError(f"{target} cannot be written ({error.strerror}); choose another place") from error
-    except FormatError as error:
-        raise FormatError(str(error).replace(part.name, target.name)) from None
-    finally:
-        part.unlink(missing_ok=True)
+    proof = exporting.publish(made.adapter, target, config.format, config.dtype, made.adapter.metadata)
     shown = target.as_posix() if config.output else target.relative_to(work.folder.path).as_posix()
-    yield Exported(path=shown, report={**proof, "file": target.name, "tool": {"kind": work.manifest.kind, **made.report}})
+    yield Exported(path=shown, report={**proof, "tool": {"kind": work.manifest.kind, **made.report}})
     yield Finished(result={"path": shown, **_figures(made.report), "bytes": proof["bytes"]})
 
 

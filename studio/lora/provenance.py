@@ -8,14 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from studio import __version__
 from studio.config import TrainConfig, safe_stem
 from studio.families import get
 from studio.families.base import Base
 
+Tags = Literal["auto", "always", "never"]
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+SENTENCE_WORDS = 4  # a piece between commas with more words than this is no tag
+TAGS = 10  # of the most frequent that modelspec.tags names
 # Settings of sd-scripts that this studio has no counterpart of, as its files state them when off.
 _OFF = {
     "ss_adaptive_noise_scale": "None",
@@ -26,25 +29,38 @@ _OFF = {
     "ss_debiased_estimation": "False",
     "ss_face_crop_aug_range": "None",
     "ss_fp8_base": "False",
+    "ss_fp8_base_unet": "False",
     "ss_full_fp16": "False",
+    "ss_huber_c": "0.1",
+    "ss_huber_scale": "1.0",
+    "ss_huber_schedule": "snr",
     "ss_ip_noise_gamma": "None",
+    "ss_ip_noise_gamma_random_strength": "False",
     "ss_keep_tokens": "0",
     "ss_lowram": "False",
     "ss_max_token_length": "None",
+    "ss_max_validation_steps": "None",
     "ss_multires_noise_discount": "0.3",
     "ss_multires_noise_iterations": "None",
     "ss_network_dropout": "None",
     "ss_noise_offset": "None",
+    "ss_noise_offset_random_strength": "False",
     "ss_num_reg_images": "0",
     "ss_num_validation_images": "0",
     "ss_prior_loss_weight": "1.0",
     "ss_random_crop": "False",
     "ss_reg_dataset_dirs": "{}",
+    "ss_resize_interpolation": "None",
     "ss_scale_weight_norms": "None",
+    "ss_sd_scripts_commit_hash": "None",
     "ss_shuffle_caption": "False",
     "ss_text_encoder_lr": "None",
     "ss_training_comment": "None",
     "ss_v2": "False",
+    "ss_validate_every_n_epochs": "None",
+    "ss_validate_every_n_steps": "None",
+    "ss_validation_seed": "None",
+    "ss_validation_split": "0.0",
     "ss_zero_terminal_snr": "False",
 }
 
@@ -64,14 +80,15 @@ class Trained:
     base_sha256: str = ""
 
 
-def training_metadata(config: TrainConfig, base: Base, run: Trained) -> dict[str, str]:
-    """The metadata of the exported file; config is the resolved one."""
+def training_metadata(config: TrainConfig, base: Base, run: Trained, tags: Tags = "auto") -> dict[str, str]:
+    """The metadata of the exported file; config is the resolved one. tags: whether the words of the captions are counted in it."""
     facts = get(base.family).facts
     objective = run.objective or str(base.habits.get("objective", facts.objective))
     found = {
         **_OFF,
         **_training(config, base, run),
         **_pictures(config, run),
+        **_tags(config, run, tags),
         **(_flow(config) if objective == "flow" else {}),
         "ss_base_model_version": facts.kohya_version,
         "ss_network_module": facts.kohya_module,
@@ -82,6 +99,8 @@ def training_metadata(config: TrainConfig, base: Base, run: Trained) -> dict[str
         "modelspec.title": config.name,
         "modelspec.date": datetime.fromtimestamp(run.finished, UTC).isoformat(timespec="seconds"),
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
+        "modelspec.description": f"LoRA for {facts.title}, rank {config.rank}, trained {run.steps} steps on {len(run.captions)} pictures.",
+        "modelspec.lora_default_weight": "1.0",
     }
     if objective in ("epsilon", "v"):
         found["modelspec.prediction_type"] = objective
@@ -132,7 +151,7 @@ def _pictures(config: TrainConfig, run: Trained) -> dict[str, str]:
     n, batch = len(run.captions), config.batch_size or 1
     per_epoch = max(1, math.ceil(n * config.repeats / batch))
     epochs = math.ceil(run.steps * config.gradient_accumulation / per_epoch)
-    folder = f"{config.repeats}_{safe_stem(run.images)}"
+    folder = _folder(config, run)
     buckets = {str(i): {"resolution": list(size), "count": count} for i, (size, count) in enumerate(sorted(run.buckets.items()))}
     values: dict[str, Any] = {
         "ss_num_train_images": n * config.repeats,
@@ -148,10 +167,61 @@ def _pictures(config: TrainConfig, run: Trained) -> dict[str, str]:
         "ss_min_bucket_reso": None,
         "ss_max_bucket_reso": None,
         "ss_dataset_dirs": _json({folder: {"n_repeats": config.repeats, "img_count": n}}),
-        "ss_tag_frequency": _json({folder: tag_frequency(run.captions)}),
+        "ss_datasets": json.dumps([_dataset(config, folder, n, buckets)], ensure_ascii=False),
         "ss_bucket_info": _json({"buckets": buckets}),
     }
     return {key: str(value) for key, value in values.items()}
+
+
+def tag_style(captions: Sequence[str]) -> bool:
+    """Whether the captions are lists of short tags rather than sentences."""
+    told = [caption for caption in captions if caption.strip()]
+    pieces = [piece.strip() for caption in told for piece in caption.split(",") if piece.strip()]
+    short = sum(len(piece.split()) <= SENTENCE_WORDS and not piece.endswith((".", "!", "?")) for piece in pieces)
+    return bool(pieces) and short >= 0.9 * len(pieces) and 2 * sum("," in caption for caption in told) >= len(told)
+
+
+def _tags(config: TrainConfig, run: Trained, tags: Tags) -> dict[str, str]:
+    """Counts of tags; sentences would fill card editors with fragments."""
+    if tags == "never" or (tags == "auto" and not tag_style(run.captions)):
+        return {}
+    counted = tag_frequency(run.captions)
+    found = {"ss_tag_frequency": _json({_folder(config, run): counted})}
+    named = [tag for tag in counted if tag != config.trigger.lower()][:TAGS]
+    return {**found, "modelspec.tags": ", ".join(named)} if named else found
+
+
+def _folder(config: TrainConfig, run: Trained) -> str:
+    """The image set as kohya's folders are called: repeats, then name."""
+    return f"{config.repeats}_{safe_stem(run.images)}"
+
+
+def _dataset(config: TrainConfig, folder: str, n: int, buckets: Mapping[str, Any]) -> dict[str, Any]:
+    subset = {
+        "img_count": n,
+        "num_repeats": config.repeats,
+        "color_aug": False,
+        "flip_aug": config.flip,
+        "random_crop": False,
+        "shuffle_caption": False,
+        "keep_tokens": 0,
+        "image_dir": folder,
+        "class_tokens": config.trigger or None,
+        "is_reg": False,
+    }
+    return {
+        "is_dreambooth": True,
+        "batch_size_per_device": config.batch_size or 1,
+        "num_train_images": n * config.repeats,
+        "num_reg_images": 0,
+        "resolution": [config.resolution, config.resolution],
+        "enable_bucket": True,
+        "min_bucket_reso": None,
+        "max_bucket_reso": None,
+        "tag_frequency": {},
+        "bucket_info": {"buckets": buckets},
+        "subsets": [subset],
+    }
 
 
 def _flow(config: TrainConfig) -> dict[str, str]:
@@ -161,6 +231,11 @@ def _flow(config: TrainConfig) -> dict[str, str]:
         "ss_timestep_sampling": "shift" if config.flow_shift else "flux_shift",
         "ss_discrete_flow_shift": str(config.flow_shift or "None"),
         "ss_weighting_scheme": "none",
+        "ss_logit_mean": "0.0",
+        "ss_logit_std": "1.0",
+        "ss_mode_scale": "1.29",
+        "ss_sigmoid_scale": "1.0",
+        "ss_model_type": "flux",
         "ss_apply_t5_attn_mask": "False",
     }
 

@@ -25,6 +25,7 @@ class Verdict:
 
     matched, total: modules as the file counts them. strength: whether weight 1 means what was trained; None where nothing is loaded.
     label: the base it shows; empty if it shows none. listed: whether the file appears among the LoRAs for its base.
+    inherent: a wrong strength lies in the kind of layers, not in how the file was written.
     """
 
     client: str
@@ -35,6 +36,7 @@ class Verdict:
     label: str
     listed: bool
     reasons: tuple[str, ...]
+    inherent: bool = False
 
     @property
     def good(self) -> bool:
@@ -75,7 +77,7 @@ def faults(verdicts: Iterable[Verdict], format: str) -> list[str]:
     """Why a file of that format must not be given away; empty if it may. A client that only leaves layers out is no fault."""
     found = []
     for verdict in verdicts:
-        broken = verdict.loads == "no" or verdict.strength is False or not verdict.listed
+        broken = verdict.loads == "no" or (verdict.strength is False and not verdict.inherent) or not verdict.listed
         if (verdict.client in PROMISED[format] and broken) or (verdict.client not in LOADERS and verdict.reasons):
             found.append(f"{verdict.client}: {'; '.join(verdict.reasons)}")
     return list(dict.fromkeys(found))
@@ -97,9 +99,11 @@ def _verdict(client: str, c: Content, base: str, foreign: str) -> Verdict:
     if not kept:
         return Verdict(client, "no", 0, total, None, label, True, tuple(reasons))
     weak = [reason for applies, reason in rules.weakens if applies(c)]
+    limits = [reason for applies, reason in rules.limits if applies(c)]
     unlisted = hidden(client, c)
+    told = (*reasons, *weak, *limits, *([unlisted] if unlisted else []))
     loads: Loads = "yes" if kept == total else "partly"
-    return Verdict(client, loads, kept, total, not weak, label, not unlisted, (*reasons, *weak, *([unlisted] if unlisted else [])))
+    return Verdict(client, loads, kept, total, not (weak or limits), label, not unlisted, told, bool(limits) and not weak)
 
 
 def _sift(c: Content, rules: Rules) -> tuple[int, list[str]]:

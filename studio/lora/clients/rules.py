@@ -21,7 +21,8 @@ class Rules:
 
     refuses: tuple[Refusal, ...] = ()  # the whole file
     loses: tuple[Loss, ...] = ()  # single modules
-    weakens: tuple[Refusal, ...] = ()  # loads, but not at the trained strength
+    weakens: tuple[Refusal, ...] = ()  # loads, but not at the trained strength: another way of writing would help
+    limits: tuple[Refusal, ...] = ()  # the same, but it lies in the kind of layers, however they are written
     most_lost: int | None = None  # tensors it leaves out before it refuses the file
     needs: tuple[Callable[[Content], frozenset[str]], str] | None = None  # modules that it passes over because others are not there
 
@@ -165,16 +166,17 @@ _COMFY_LOSSES: tuple[Loss, ...] = (
     _NO_XLABS,
     _UNKNOWN_PEFT,
 )
-_COMFY_WEAKENS = (_OUTPUT_1, _FLAT, _MAGNITUDE, _HEADER)
+_COMFY_LIMITS = (_OUTPUT_1, _MAGNITUDE)
+_COMFY_WEAKENS = (_FLAT, _HEADER)
 
 
 def _comfy(family: str) -> Rules:
-    return Rules(loses=((of_other(family), "belong to another base model"), *_COMFY_LOSSES), weakens=_COMFY_WEAKENS)
+    return Rules(loses=((of_other(family), "belong to another base model"), *_COMFY_LOSSES), weakens=_COMFY_WEAKENS, limits=_COMFY_LIMITS)
 
 
 def _forge(family: str) -> Rules:
     comfy = _comfy(family)
-    return Rules(loses=comfy.loses, weakens=comfy.weakens, most_lost=12)
+    return Rules(loses=comfy.loses, weakens=comfy.weakens, limits=comfy.limits, most_lost=12)
 
 
 def _scripts(family: str, *more: Loss) -> tuple[Loss, ...]:
@@ -190,7 +192,7 @@ _MIXED_NAMES = (lambda c: bool(c.spellings & {"peft"}) and len(c.spellings) > 1,
 SCRIPTS_SDXL = Rules(
     refuses=(_NO_NETWORK, _TUCKER_SIZE, _SCRIPTS_SHAPE),
     loses=_scripts("sdxl", (outside_blocks, "embedders, the first and the last convolution are never part of its network")),
-    weakens=_PLAIN,
+    limits=_PLAIN,
 )
 SCRIPTS_FLUX = Rules(
     refuses=(
@@ -203,7 +205,7 @@ SCRIPTS_FLUX = Rules(
         (lambda m: m.t5 and m.name.startswith("lora_te2_"), "looks for T5 under lora_te3_"),
         (lambda m: m.inner in ("proj_out", "norm_out.linear"), "the last layer is never part of its network"),
     ),
-    weakens=_PLAIN,
+    limits=_PLAIN,
 )
 DIFFUSERS_SDXL = Rules(
     refuses=(
@@ -222,10 +224,8 @@ DIFFUSERS_SDXL = Rules(
         (lambda m: m.spelling == "diffusers" and m.inner.startswith("add_embedding."), "add_embedding has no place under diffusers names with kohya's prefix"),
         _UNKNOWN_PEFT,
     ),
-    weakens=(
-        (alphas_differ, "takes the commonest alpha for every attention layer, so layers with another one get another strength"),
-        (axis("input", "output", "flat"), "drops dora_scale with a warning; the plain LoRA inside is applied"),
-    ),
+    weakens=((alphas_differ, "takes the commonest alpha for every attention layer, so layers with another one get another strength"),),
+    limits=((axis("input", "output", "flat"), "drops dora_scale with a warning; the plain LoRA inside is applied"),),
 )
 DIFFUSERS_FLUX = Rules(
     refuses=(
@@ -233,7 +233,7 @@ DIFFUSERS_FLUX = Rules(
         (algorithm("loha", "lokr", "diff", "other"), "raises on layers other than plain LoRA"),
         (alpha_twice, "raises, because alpha stands in the tensors and in lora_adapter_metadata"),
         _MIXED_NAMES,
-        (lambda c: not c.real and any(len(m.paths) > 1 for m in c.modules), "splits fused layers at the widths of the real FLUX.1 only"),
+        (lambda c: not c.real and any(len(m.paths) > 1 for m in c.modules), "splits fused layers at the widths of the real FLUX.1 only (3072 and 12288)"),
     ),
     loses=(
         (lambda m: m.t5, "T5 layers are filtered out"),
@@ -241,7 +241,7 @@ DIFFUSERS_FLUX = Rules(
         (lambda m: m.spelling == "dotted" and "alpha" not in m.shapes, "names without the prefix of a pipeline part are passed over"),
         (lambda m: not m.paths and m.spelling != "xlabs", "these names have no place in the base model"),
     ),
-    weakens=((axis("input", "output", "flat"), "drops dora_scale with a warning; the plain LoRA inside is applied"),),
+    limits=((axis("input", "output", "flat"), "drops dora_scale with a warning; the plain LoRA inside is applied"),),
 )
 A1111_SDXL = Rules(
     loses=(
@@ -253,7 +253,7 @@ A1111_SDXL = Rules(
         ),
         _UNKNOWN,
     ),
-    weakens=(_OUTPUT_21, _MAGNITUDE),
+    limits=(_OUTPUT_21, _MAGNITUDE),
     needs=(incomplete_attention, "attention of the second text encoder counts only where q, k, v and out are all there"),
 )
 INVOKE_SDXL = Rules(
@@ -264,7 +264,7 @@ INVOKE_SDXL = Rules(
         (not_probed_as_sdxl, "finds no layer by which it tells SDXL"),
     ),
     loses=(_UNKNOWN,),
-    weakens=(_OUTPUT_21,),
+    limits=(_OUTPUT_21,),
 )
 INVOKE_FLUX = Rules(
     refuses=(
@@ -278,7 +278,8 @@ INVOKE_FLUX = Rules(
         (lambda c: not any(m.family for m in c.modules), "does not recognise files of CLIP-L layers alone"),
     ),
     loses=((lambda m: m.spelling == "makers" and m.inner == "proj_out", "skips final_layer.linear"), _UNKNOWN),
-    weakens=(_OUTPUT_21, _HEADER),
+    weakens=(_HEADER,),
+    limits=(_OUTPUT_21,),
 )
 
 LOADERS: dict[str, dict[str, Rules]] = {
