@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from studio.errors import FormatError
 
-HEADER_LIMIT = 16 * 2**20  # bytes. The library's own limit is 100 MB, but parsing that takes a GB; real headers stay under 3 MB
+HEADER_LIMIT = 8 * 2**20  # bytes. The library takes 100 MB, but parsing what can be in it takes gigabytes; real headers stay under 3 MB
 TENSOR_LIMIT = 100_000
 DIMENSION_LIMIT = 16
 CHUNK = 4 * 2**20

@@ -207,3 +207,25 @@ print(identity.identify(header.shapes, header.metadata).family, resource.getrusa
 """
     found = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60, check=True).stdout.split()
     assert int(found[-1]) < 20_000, f"{found[-1]} kB were needed"
+
+
+@pytest.mark.parametrize("kind", ["lists", "names"])
+def test_a_hostile_header_of_the_largest_size_costs_less_than_500_mb(tmp_path: Path, kind: str) -> None:
+    """Empty lists, three bytes each in the file and sixty in memory; and names, of which every one is new."""
+    lists = b'{"a":[' + b"[]," * (container.HEADER_LIMIT // 3 - 10) + b"[]]}"
+    names = b'{"a":{' + b",".join(b'"%x":1' % i for i in range(container.HEADER_LIMIT // 10)) + b"}}"
+    raw = {"lists": lists, "names": names}[kind]
+    assert 0.8 * container.HEADER_LIMIT < len(raw) <= container.HEADER_LIMIT
+    (tmp_path / "f").write_bytes(struct.pack("<Q", len(raw)) + raw + DATA)
+    code = """
+import resource, sys
+from pathlib import Path
+from studio import container
+from studio.errors import FormatError
+try:
+    container.read_header(Path(sys.argv[1]))
+except FormatError as error:
+    print("broken header entry" in str(error), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    found = subprocess.run([sys.executable, "-c", code, str(tmp_path / "f")], capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    assert found[0] == "True" and int(found[1]) < 500_000, found

@@ -228,6 +228,34 @@ def test_alpha_is_the_rank_where_it_is_missing_and_what_peft_says_where_it_says(
         assert formats.read(tmp_path / "f").layers[path].alpha == alpha
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("{", "broken JSON"),
+        ("[1]", "broken JSON"),
+        ('{"unet.lora_alpha": "much"}', "alpha that is no number"),
+        ('{"unet.lora_alpha": -1}', "alpha that is no number"),
+        ('{"unet.alpha_pattern": 7}', "no table"),
+        ('{"unet.alpha_pattern": {"(a+)+$": 1}}', "regular expression, which the studio does not run"),
+    ],
+)
+def test_a_stated_alpha_that_means_nothing_is_refused(tmp_path: Path, words: str, says: str) -> None:
+    layer = low_rank((6, 8), 4, 4.0, 0)
+    path = "unet.down_blocks.1.attentions.0.proj_in"
+    save_file({f"{path}.lora_A.weight": layer.down, f"{path}.lora_B.weight": layer.up}, tmp_path / "f", {"lora_adapter_metadata": words})
+    with pytest.raises(FormatError, match=says):
+        formats.read(tmp_path / "f")
+
+
+def test_an_anchored_pattern_means_the_whole_path(tmp_path: Path) -> None:
+    layer = low_rank((6, 8), 4, 4.0, 0)
+    paths = ["unet.down_blocks.1.attentions.0.proj_in", "unet.up_blocks.1.attentions.0.proj_in"]
+    tensors = {f"{path}.lora_{k}.weight": t.clone() for path in paths for k, t in (("A", layer.down), ("B", layer.up))}
+    stated = '{"unet.lora_alpha": 2, "unet.alpha_pattern": {"^attentions.0.proj_in": 8, "^up_blocks.1.attentions.0.proj_in": 6}}'
+    save_file(tensors, tmp_path / "f", {"lora_adapter_metadata": stated})
+    assert [formats.read(tmp_path / "f").layers[path].alpha for path in paths] == [2.0, 6.0]
+
+
 def test_a_tucker_core_is_folded_into_down(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     up, core, down = (torch.randn(*shape, generator=generator) for shape in ((6, 2, 1, 1), (2, 3, 3, 3), (3, 8, 1, 1)))
@@ -279,7 +307,10 @@ def test_unknown_keys_are_counted_and_named(good: Path) -> None:
         (lambda t, k: t[f"{k}.lora_up.weight"].fill_(float("nan")), "no numbers"),
         (lambda t, k: t.update({f"{k}.alpha": torch.ones(2)}), "no single number"),
         (lambda t, k: t.update({f"{k}.lora_down.weight": torch.zeros(4, 8, 3, 3)}), "is a linear layer"),
-        (lambda t, k: t.update({f"{k}.dora_scale": torch.ones(1, 4)}), "DoRA"),
+        (lambda t, k: t.update({f"{k}.dora_scale": torch.ones(1, 4)}), "DoRA magnitude of shape"),
+        (lambda t, k: t[f"{k}.alpha"].fill_(-1), "negative alpha"),
+        (lambda t, k: t.update({f"{k}.hada_w1_a": torch.zeros(4, 4)}), "at once"),
+        (lambda t, k: t.update({f"{k}.lora_mid.weight": torch.zeros(4, 4, 9, 9)}), "core of shape"),
     ],
 )
 def test_a_broken_layer_is_refused(good: Path, change: object, says: str) -> None:
