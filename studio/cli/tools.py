@@ -65,7 +65,8 @@ def _told(result: dict[str, Any]) -> None:
     low, high = result["ranks"]
     ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
     lost = f"residual {result['residual']:.2%} overall, at most {result['worst_residual']:.2%}" if result["worst_residual"] > 1e-6 else "nothing lost"
-    tell(f"{result['layers']} layers of {ranks}; {lost}")
+    layers = f"{result['layers']} layer{'' if result['layers'] == 1 else 's'}"
+    tell(f"{layers} of {ranks}; {lost}")
 
 
 def _stack(workspace: "Workspace", texts: list[str]) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Merge, resize, extract and bake in the worker: files read, the tool run, its result written and proven."""
 
+import contextlib
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,4 +92,18 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
     return {**told, "worst_residual": layers[worst]["residual"], "worst_layer": worst}
 
 
-HANDLERS: "dict[str, Callable[[Work], Iterator[Event]]]" = {"merge": merge, "resize": resize, "extract": extract, "bake": bake}
+def _timed(tool: "Callable[[Work], Iterator[Event]]") -> "Callable[[Work], Iterator[Event]]":
+    """The tool, its end told with the seconds it took."""
+
+    def run(work: "Work") -> Iterator[Event]:
+        began = time.monotonic()
+        with contextlib.closing(tool(work)) as events:  # type: ignore[type-var]
+            for event in events:
+                yield event.model_copy(update={"seconds": round(time.monotonic() - began, 3)}) if isinstance(event, Finished) else event
+
+    return run
+
+
+HANDLERS: "dict[str, Callable[[Work], Iterator[Event]]]" = {
+    name: _timed(tool) for name, tool in (("merge", merge), ("resize", resize), ("extract", extract), ("bake", bake))
+}

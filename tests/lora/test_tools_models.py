@@ -16,6 +16,7 @@ from studio.events import Warned
 from studio.families import get, sources, stored
 from studio.families.base import Base, Components
 from studio.generation.sampler import generate, open_base
+from studio.generation.stack import Stack
 from studio.lora.adapter import Adapter, Decomposed, LowRank
 from studio.lora.tools import bake as baking
 from studio.lora.tools.bake import bake
@@ -72,6 +73,19 @@ def test_a_baked_base_loads_as_the_live_stack(c: Components, tmp_path: Path, nam
     assert int((drawn(c, tmp_path / "plain", []) - picture).abs().max()) > 20, "the LoRA has an effect, so the comparison says something"
 
 
+def test_diffusers_reads_a_baked_checkpoint_as_we_do(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    base = sources.find("demo-sdxl")
+    c = open_base(base, "fp32", "cpu")
+    result(bake(base, [("a", denoiser(c), 0.7)], tmp_path / "baked.safetensors", "fp32"))
+    Stack(c).set([(denoiser(c), 0.7)])
+    for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae")):
+        theirs = kind.from_single_file(str(tmp_path / "baked.safetensors"), config=str(base.path), subfolder=part, local_files_only=True).state_dict()
+        assert theirs.keys() == c.parts[part].state_dict().keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in c.parts[part].state_dict().items())
+
+
 def test_the_sum_is_rounded_once(c: Components, tmp_path: Path) -> None:
     lora, other = denoiser(c), denoiser(c, 2)
     result(bake(c.base, [("a", lora, 0.7), ("b", other, -0.4)], tmp_path / "half.safetensors", "fp16"))
@@ -86,7 +100,8 @@ def test_the_sum_is_rounded_once(c: Components, tmp_path: Path) -> None:
 
 def test_number_formats_are_those_asked_for(c: Components, tmp_path: Path) -> None:
     lora = denoiser(c)
-    for dtype, expected in (("stored", {"F16"}), ("bf16", {"BF16"}), ("fp32", {"F32"})):
+    formats: list[tuple[baking.Dtype, set[str]]] = [("stored", {"F16"}), ("bf16", {"BF16"}), ("fp32", {"F32"})]
+    for dtype, expected in formats:
         output = tmp_path / f"{dtype}.safetensors"
         result(bake(c.base, [("a", lora, 1.0)], output, dtype))
         header = metadata.read_header(output)
