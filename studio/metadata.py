@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,13 @@ def tensor_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def file_hashes(path: Path) -> dict[str, str]:
-    """The hashes that Civitai and other clients know a file by: SHA256, AutoV1, AutoV2, AutoV3."""
+def file_hashes(path: Path, rare: bool = False) -> dict[str, str]:
+    """The hashes that Civitai and other clients know a file by: SHA256, AutoV1, AutoV2, AutoV3.
+
+    rare: CRC32 too, and BLAKE3 where the package blake3 is installed.
+    """
     whole, tensors, legacy = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    crc, blake = 0, _blake3() if rare else None
     start = read_header(path).start
     position = 0
     with path.open("rb") as file:
@@ -37,8 +43,20 @@ def file_hashes(path: Path) -> dict[str, str]:
             tensors.update(chunk[max(0, start - position) :])
             legacy.update(chunk[max(0, 0x100000 - position) : max(0, 0x110000 - position)])
             position += len(chunk)
+            crc = zlib.crc32(chunk, crc) if rare else 0
+            if blake is not None:
+                blake.update(chunk)
     sha256 = whole.hexdigest()
-    return {"SHA256": sha256, "AutoV1": legacy.hexdigest()[:8], "AutoV2": sha256[:10], "AutoV3": tensors.hexdigest()[:12]}
+    found = {"SHA256": sha256, "AutoV1": legacy.hexdigest()[:8], "AutoV2": sha256[:10], "AutoV3": tensors.hexdigest()[:12]}
+    return found | ({"CRC32": f"{crc:08X}"} if rare else {}) | ({"BLAKE3": blake.hexdigest()} if blake is not None else {})
+
+
+def _blake3() -> Any:
+    """A hasher of the optional package, or None."""
+    try:
+        return import_module("blake3").blake3()
+    except ImportError:
+        return None
 
 
 def hash_entries(digest: str) -> dict[str, str]:

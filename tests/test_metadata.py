@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+import zlib
 from pathlib import Path
 
 import numpy
@@ -31,6 +32,24 @@ def test_hashes_are_those_of_their_definitions(file: Path, tmp_path: Path) -> No
     large = tmp_path / "large.safetensors"
     save_file({"a": numpy.random.default_rng(0).random(400_000)}, large)
     assert metadata.file_hashes(large)["AutoV1"] == hashlib.sha256(large.read_bytes()[0x100000:0x110000]).hexdigest()[:8]
+
+
+def test_rare_hashes_are_computed_on_request(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CRC32 as Civitai writes it; BLAKE3 through the optional package, of which only the update and the digest are used."""
+    content = file.read_bytes()
+
+    class Blake:
+        blake3 = staticmethod(lambda: hashlib.blake2b(digest_size=32))
+
+    monkeypatch.setattr(metadata, "import_module", lambda name: Blake)
+    found = metadata.file_hashes(file, rare=True)
+    assert found["CRC32"] == f"{zlib.crc32(content):08X}" and found["BLAKE3"] == hashlib.blake2b(content, digest_size=32).hexdigest()
+
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(metadata, "import_module", missing)
+    assert "BLAKE3" not in metadata.file_hashes(file, rare=True) and "CRC32" not in metadata.file_hashes(file)
 
 
 def test_rewritten_metadata_leaves_every_tensor_byte(file: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """/api/adapters: the LoRAs of the library."""
 
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -11,8 +12,8 @@ from starlette.concurrency import run_in_threadpool
 from studio.api.announce import announcing
 from studio.api.replies import public, send_file
 from studio.api.uploads import received
-from studio.config import safe_stem
-from studio.errors import StudioError
+from studio.config import BaseChoice, safe_stem
+from studio.errors import FormatError, StudioError
 from studio.workspace import Workspace
 
 
@@ -22,6 +23,10 @@ class Token(BaseModel):
 
 class NewName(BaseModel):
     name: str = Field(min_length=1, max_length=100)
+
+
+class Entries(BaseModel):
+    entries: dict[str, str | None] = Field(min_length=1, max_length=200)
 
 
 def routes(workspace: Workspace) -> APIRouter:
@@ -48,10 +53,15 @@ def _incoming(router: APIRouter, workspace: Workspace) -> None:
         return {"accepted": len(added), "items": added, "rejected": public(rejected), "skipped": 0}
 
     @router.post("/inspect")
-    async def inspect(request: Request) -> dict[str, Any]:
+    async def inspect(request: Request, base: str = Query("", max_length=300)) -> dict[str, Any]:
+        """What a file is, who loads it and whether it fits a base; the file is not kept."""
         async with received(request, workspace.layout.tmp) as files:
             name, path = files[0]
-            return {**public(await run_in_threadpool(library.inspect, path)), "file": name}
+            try:
+                found = await run_in_threadpool(_inspected, workspace, path, base)
+            except FormatError as error:
+                raise FormatError(str(error).replace(str(path), name).replace(path.name, name)) from None
+            return {**found, "file": name}
 
     @router.post("/restore")
     def restore(body: Token) -> dict[str, Any]:
@@ -70,8 +80,8 @@ def _listed(router: APIRouter, workspace: Workspace) -> None:
         return _adapter(library.show(id))
 
     @router.get("/{id}/inspect")
-    def details(id: str) -> dict[str, Any]:
-        return public(library.inspect(library.path(id)))
+    def details(id: str, base: str = Query("", max_length=300)) -> dict[str, Any]:
+        return _inspected(workspace, library.path(id), base)
 
     @router.get("/{id}/preview")
     def preview(id: str) -> FileResponse:
@@ -82,6 +92,11 @@ def _listed(router: APIRouter, workspace: Workspace) -> None:
         path = library.path(id)
         return send_file(path, name=path.name)
 
+    @router.patch("/{id}/metadata")
+    def edit(id: str, body: Entries) -> dict[str, Any]:
+        """Change what the file says of itself; an empty value takes an entry out."""
+        return public({"metadata": library.edit(library.show(id).id, body.entries)})
+
     @router.patch("/{id}")
     def rename(id: str, body: NewName) -> dict[str, Any]:
         return _adapter(library.rename(id, body.name))
@@ -89,6 +104,10 @@ def _listed(router: APIRouter, workspace: Workspace) -> None:
     @router.delete("/{id}")
     def remove(id: str) -> dict[str, Any]:
         return {"token": library.remove(id)}
+
+
+def _inspected(workspace: Workspace, path: Path, base: str) -> dict[str, Any]:
+    return public(workspace.library.inspect(path, workspace.bases.resolve(BaseChoice(base=base)) if base else None))
 
 
 def _adapter(record: Any) -> dict[str, Any]:

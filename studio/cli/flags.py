@@ -15,6 +15,18 @@ from studio.errors import SettingsError
 
 SHORTHANDS = ("size",)
 
+# What `library edit` changes, and what it means.
+EDITABLE = {
+    "title": "what it is called",
+    "description": "what it does, Markdown",
+    "author": "who made it",
+    "license": "under which licence it may be used",
+    "trigger": "the word that calls it",
+    "tags": "comma-separated words it is found by",
+    "usage_hint": "how to use it, in a sentence",
+    "default_weight": "the weight that suits it, a number",
+}
+
 
 def flag_of(setting: str) -> str:
     return "--" + setting.replace("_", "-")

@@ -66,6 +66,23 @@ def details(record: Any, *, as_json: bool) -> int:
     return 0
 
 
+def verdicts(clients: Iterable[Mapping[str, Any]]) -> int:
+    """Which programs load a file, as a table with the reasons under it."""
+    rows = [
+        {
+            "client": row["client"],
+            "loads": row["loads"],
+            "modules": f"{row['matched']} of {row['total']}" if row["matched"] else "",
+            "strength": {True: "right", False: "wrong", None: ""}[row["strength"]],
+            "base": row["label"] if row["listed"] else f"{row['label']} (hidden)",
+            "why": "; ".join(row["reasons"]),
+        }
+        for row in clients
+    ]
+    columns = {"CLIENT": "client", "LOADS": "loads", "MODULES": "modules", "STRENGTH": "strength", "SHOWN AS": "base", "WHY": "why"}
+    return listing(rows, columns, as_json=False, empty="no other program is known to load it") if rows else 0
+
+
 def size(n_bytes: float) -> str:
     """Bytes as people read them."""
     for unit in ("B", "kB", "MB"):

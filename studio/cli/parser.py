@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from studio import __version__
-from studio.cli.flags import add_settings
+from studio.cli.flags import EDITABLE, add_settings
 from studio.config import GenerateConfig, TrainConfig
 from studio.errors import SettingsError
 
@@ -45,8 +45,10 @@ def build_parser() -> Parser:
     _add_train(verbs)
     _add_generate(verbs)
     _add_export(verbs)
-    inspect = _verb(verbs, "inspect", "files.inspect", "kind, family, rank, modules, metadata and hashes of a LoRA file")
+    inspect = _verb(verbs, "inspect", "files.inspect", "what a file is: kind, family, rank, modules, metadata, hashes, and which programs load it")
     inspect.add_argument("file", metavar="FILE", help="a .safetensors file")
+    inspect.add_argument("--base", metavar="BASE", help="say whether it fits this base model too")
+    inspect.add_argument("--hashes", action="store_true", help="CRC32 and BLAKE3 too (BLAKE3 needs the package blake3)")
     _add_tools(verbs)
     _add_images(verbs)
     _add_library(verbs)
@@ -159,6 +161,13 @@ def _add_library(verbs: "argparse._SubParsersAction[Parser]") -> None:
     add.add_argument("file", metavar="FILE", help="a .safetensors file; it is copied")
     show = _verb(library, "show", "files.show", "everything known about one LoRA")
     show.add_argument("name", metavar="NAME")
+    edit = _verb(library, "edit", "files.edit", "change what a LoRA file says of itself; its tensors keep every byte")
+    edit.add_argument("name", metavar="NAME_OR_FILE", help="a name in the library, or a .safetensors file; an empty value takes an entry out")
+    for name, words in EDITABLE.items():
+        edit.add_argument(f"--{name.replace('_', '-')}", metavar="TEXT", help=words)
+    edit.add_argument("--picture", metavar="FILE", help="picture that becomes the thumbnail")
+    edit.add_argument("--set", action="append", metavar="KEY=VALUE", help="any other entry")
+    edit.add_argument("--unset", action="append", metavar="KEY", help="entry to take out")
     remove = _verb(library, "remove", "files.remove", "remove a LoRA; its trash keeps it for a while")
     remove.add_argument("name", metavar="NAME")
 

@@ -5,14 +5,14 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from studio.cli.flags import locate, settings_from
 from studio.cli.follow import follow
 from studio.cli.opening import knows, opened
-from studio.cli.output import emit, tell
+from studio.cli.output import emit, tell, verdicts
 from studio.config import BaseChoice, GenerateConfig, TrainConfig
 from studio.errors import BaseError, InputError, SettingsError
 from studio.events import Event, Exported, Image, Sample
@@ -62,8 +62,25 @@ def generate(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
         source = locate(arguments.source, lambda name: True)
-        job = workspace.jobs.export(source, output=_absolute(arguments.output), format=arguments.format, dtype=arguments.dtype)
-        return _watch(workspace, job.id, arguments.json)
+        asked = {"format": arguments.format, "dtype": arguments.dtype, "tags": arguments.tags}
+        asked |= {"thumbnail": not arguments.no_thumbnail, "side_files": arguments.side_files}
+        job = workspace.jobs.export(source, output=_absolute(arguments.output), **asked)
+        code = _watch(workspace, job.id, arguments.json)
+        if code == 0 and arguments.report:
+            _tell_proof(workspace.jobs.report(job.id), arguments.json)
+        return code
+
+
+def _tell_proof(report: Mapping[str, Any], as_json: bool) -> None:
+    """How a file was proven and who will load it."""
+    if as_json:
+        return emit({"kind": "report", **report})
+    for row in report["loaders"]:
+        found = f"{row['modules']} layers, largest difference {row['worst']:.1e}" if row["run"] else row["note"]
+        print(f"read by {row['loader']}: {found}")
+    for note in report["notes"]:
+        print(note)
+    verdicts(report["clients"])
 
 
 def _watch(workspace: "Workspace", job: str, as_json: bool, seen: Callable[[Event], Event] | None = None) -> int:

@@ -1,6 +1,5 @@
 """Adapter files for others, in the worker: written with their history, proven, and only then given their name."""
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -13,6 +12,7 @@ from studio.events import Sample, Started
 from studio.families.base import Base
 from studio.jobs.folder import JobFolder, Manifest
 from studio.jobs.spec import Dtype, Format
+from studio.library import inspection
 from studio.library.files import write_whole
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from studio.lora.provenance import Tags
 
 HISTORY = "history.json"
-THUMBNAIL_SIDE = 256  # pixels, as the model metadata standard advises
 PREVIEW_SIDE = 768
 
 
@@ -81,14 +80,10 @@ def side_files(target: Path, picture: Path | None) -> list[str]:
 
 
 def thumbnail(picture: Path) -> dict[str, str]:
-    """The metadata entry with a small picture: a JPEG of its middle square as a data URI."""
-    from PIL import ImageOps
-
+    """The metadata entry with a small picture."""
     from studio.lora.header import THUMBNAIL
 
-    out = BytesIO()
-    ImageOps.fit(_decoded(picture), (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).save(out, "JPEG", quality=85)
-    return {THUMBNAIL: "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()}
+    return {THUMBNAIL: inspection.thumbnail(picture)}
 
 
 def sample_of(folder: JobFolder, step: int) -> Path | None:

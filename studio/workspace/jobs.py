@@ -55,9 +55,12 @@ class Jobs:
         """Put a generate job into the queue."""
         return self.submit(plans.generate(config, self._bases, self._library))
 
-    def export(self, source: str, output: str | Path | None = None, format: Format = "kohya", dtype: Dtype = "fp16") -> JobRecord:
-        """Write a run, RUN@STEP, library adapter or file in a format for others; without `output` it joins the library."""
-        config = build(ExportConfig, {"source": source, "output": str(output) if output else None, "format": format, "dtype": dtype})
+    def export(self, source: str, output: str | Path | None = None, format: Format = "kohya", dtype: Dtype = "fp16", **more: Any) -> JobRecord:
+        """Write a run, RUN@STEP, library adapter or file in a format for others, proven; without `output` it joins the library.
+
+        more: thumbnail, tags and side_files of ExportConfig.
+        """
+        config = build(ExportConfig, {"source": source, "output": str(output) if output else None, "format": format, "dtype": dtype, **more})
         return self.submit(plans.export(config, self.source(source)))
 
     def list(self, kind: str | None = None, state: str | None = None, before: str | None = None, limit: int = PAGE) -> list[JobRecord]:
@@ -146,6 +149,14 @@ class Jobs:
         if manifest.kind in TOOLS and self.tool is not None:
             return self.tool(manifest.kind, asked)
         return self.export(**asked)
+
+    def report(self, ref: str) -> dict[str, Any]:
+        """The proof of the last file that a job wrote. Raises NotFound if it wrote none."""
+        job = self.show(ref)
+        exports = self._folder(job.id).exports()
+        if not exports:
+            raise NotFound(f"job {job.name!r} has written no LoRA file")
+        return exports[-1].report
 
     def remove(self, ref: str) -> str:
         """Delete a job that has ended, with its checkpoints; what it made stays in library and gallery. The token restores it."""

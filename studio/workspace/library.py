@@ -1,6 +1,7 @@
 """LoRAs: list, look into, add, delete with undo, restore."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from studio import families
 from studio.errors import FormatError, NotFound
-from studio.library import adapters, trash
+from studio.families.base import Base
+from studio.library import adapters, inspection, trash
 from studio.library.database import Database
 from studio.library.ids import new_id
 from studio.library.layout import Layout
@@ -39,10 +41,10 @@ class Library:
             if before:
                 last = _row(session, before)
                 statement = statement.where(or_(AdapterRow.created < last.created, (AdapterRow.created == last.created) & (AdapterRow.id < last.id)))
-            return [record(row) for row in session.scalars(statement)]
+            return [_brief(row) for row in session.scalars(statement)]
 
     def show(self, ref: str) -> AdapterRecord:
-        """By id or name."""
+        """By id or name; `facts["report"]` is the proof of a file that the studio wrote."""
         with self._db.read() as session:
             return record(_row(session, ref))
 
@@ -124,15 +126,31 @@ class Library:
             content = next(self._layout.trash.glob(f"*/content/{old}.safetensors"))
             content.rename(content.with_name(f"{values['name']}.safetensors"))
 
-    def inspect(self, path: Path) -> dict[str, Any]:
-        """What a LoRA file is and says of itself, from its header and bytes; nothing is added."""
-        from studio import metadata
+    def inspect(self, path: Path, base: Base | None = None, rare_hashes: bool = False) -> dict[str, Any]:
+        """What a file is, what it says of itself, which programs load it and whether it fits a base; nothing is added.
 
+        Raises FormatError if it is no .safetensors file.
+        """
         path = path.expanduser()
         if not path.is_file():
             raise FormatError(f"{path}: no such file")
-        header = metadata.read_header(path)
-        return {"file": path.name, **adapters.describe(path), "metadata": dict(header.metadata), "dtypes": sorted(set(header.dtypes.values()))}
+        return inspection.inspected(path, base, rare_hashes)
+
+    def edit(self, ref: str, changes: Mapping[str, str | None], picture: Path | None = None) -> dict[str, Any]:
+        """Change what a library adapter or a file says of itself; its tensors keep every byte. What it says then.
+
+        changes: title, description, author, license, trigger, tags, usage_hint, default_weight, merged_from or an entry by its name in the
+        file; None or empty takes it out. picture: becomes the thumbnail.
+        """
+        path, id = self.locate(ref)
+        words = inspection.rewritten(path, changes, picture)
+        if id:
+            with self._db.write() as session:
+                row = _row(session, id)
+                told = adapters.describe(path)
+                told["facts"] |= {"report": {**row.facts["report"], **inspection.seen_by_others(path)}} if "report" in row.facts else {}
+                row.sha256, row.bytes, row.facts, row.trigger = told["sha256"], told["bytes"], told["facts"], told["trigger"]
+        return words
 
 
 def fits(path: Path, found: str, family: str) -> None:
@@ -144,6 +162,12 @@ def fits(path: Path, found: str, family: str) -> None:
 
 def record(row: AdapterRow) -> AdapterRecord:
     return AdapterRecord(**{**row.values(), "preview": bool(row.preview)})
+
+
+def _brief(row: AdapterRow) -> AdapterRecord:
+    """For lists: without the proof, which is longer than all the rest."""
+    found = record(row)
+    return found.model_copy(update={"facts": {key: value for key, value in found.facts.items() if key != "report"}})
 
 
 def _lookup(session: Session, ref: str) -> AdapterRow | None:
