@@ -1,17 +1,19 @@
-"""Opening the database: engine, migrations, sessions."""
+"""Opening the database: engine, migrations, sessions. A SQLite file by default, a PostgreSQL server by its URL."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
-from studio.errors import StudioError
+from studio.errors import InputError, StudioError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATING = 0x10A57D10  # the advisory lock under which one of many processes migrates a PostgreSQL database
+BUSY_SECONDS = 5.0  # so long a statement waits for another program that writes
 
 
 class Database:
@@ -28,29 +30,77 @@ class Database:
 
         from filelock import FileLock
 
-        engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-        if engine.dialect.name == "sqlite":
-            _prepare_sqlite(engine)
+        engine = _engine(url)
         try:
-            with FileLock(lock) if lock else contextlib.nullcontext():
+            with FileLock(lock) if lock else contextlib.nullcontext(), _migrating(engine):
                 migrate(engine)
         except OperationalError as error:
-            raise StudioError(f"database {engine.url.render_as_string(hide_password=True)} cannot be opened: {error.orig}") from None
+            raise StudioError(f"database {engine.url.render_as_string(hide_password=True)} cannot be opened: {_first_line(error)}") from None
         return cls(engine)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        with Session(self.engine, expire_on_commit=False) as session:
+        with _told(), Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that is committed at the end of the block, or not at all."""
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        """A transaction that is committed at the end of the block, or not at all. Raises StudioError if the database does not answer."""
+        with _told(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    """The engine of a URL, with our driver for PostgreSQL. Raises InputError for a URL that none can be made of."""
+    try:
+        parts = make_url(url)
+        if parts.drivername in ("postgres", "postgresql"):
+            parts = parts.set(drivername="postgresql+psycopg")
+        sqlite = parts.get_backend_name() == "sqlite"
+        # A connection that the server has dropped meanwhile is noticed before it is used
+        engine = create_engine(parts) if sqlite else create_engine(parts, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+    except (ArgumentError, NoSuchModuleError):
+        raise InputError("STUDIO_DATABASE_URL is no database address; use postgresql://user:password@host/name, or leave it empty") from None
+    except ModuleNotFoundError as error:
+        raise InputError(f"this database needs the Python package {error.name}; install lora-studio[postgres]") from None
+    if sqlite:
+        _prepare_sqlite(engine)
+    return engine
+
+
+@contextmanager
+def _migrating(engine: Engine) -> Iterator[None]:
+    """One process at a time, whichever machine it runs on; a lock file keeps those apart that share a SQLite file."""
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATING})
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATING})
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the database refuses for reasons outside the program, as one line with the way out."""
+    try:
+        yield
+    except OperationalError as error:
+        reason = _first_line(error)
+        if "locked" in reason or "busy" in reason:
+            raise StudioError("the database is locked by another program; nothing was changed: close that program and do it again") from error
+        if "full" in reason:
+            raise StudioError("the disk with the database is full; nothing was changed: free some space and do it again") from error
+        raise StudioError(f"the database does not answer ({reason}); nothing was changed: see that it runs and do it again") from error
+
+
+def _first_line(error: OperationalError) -> str:
+    return next(iter(str(error.orig).splitlines()), "no reason given").strip()
 
 
 def _prepare_sqlite(engine: Engine) -> None:
@@ -59,7 +109,7 @@ def _prepare_sqlite(engine: Engine) -> None:
         connection.isolation_level = None  # the driver must not begin transactions on its own: see _begun
         cursor = connection.cursor()
         # FULL: an acknowledged checkpoint or adapter survives a power cut, not only a crash of ours
-        for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in (f"busy_timeout={BUSY_SECONDS * 1000:.0f}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

@@ -23,7 +23,7 @@ class JobRow(Table):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     kind: Mapped[str] = mapped_column(String(32))
     name: Mapped[str] = mapped_column(String(200))
-    state: Mapped[str] = mapped_column(String(16))  # queued running finished failed cancelled interrupted
+    state: Mapped[str] = mapped_column(String(16))  # see jobs.progress.STATES
     priority: Mapped[int] = mapped_column(Integer, default=0)
     created: Mapped[float]
     queued: Mapped[float]  # place in the line
@@ -31,6 +31,8 @@ class JobRow(Table):
     finished: Mapped[float | None]
     updated: Mapped[float] = mapped_column(Double, index=True)
     device: Mapped[str] = mapped_column(String(32), default="")
+    node: Mapped[str] = mapped_column(String(64), default="")  # which of several dispatchers has it, see jobs.queue
+    key: Mapped[str | None] = mapped_column(String(100), unique=True, index=True)  # the same one twice is the same job
     segment: Mapped[int] = mapped_column(Integer, default=1)
     offset: Mapped[int] = mapped_column(BigInteger, default=0)  # bytes of events.jsonl that this row has taken in
     step: Mapped[int] = mapped_column(Integer, default=0)
