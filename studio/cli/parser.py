@@ -107,6 +107,12 @@ def _add_export(verbs: "argparse._SubParsersAction[Parser]") -> None:
     export.add_argument("--output", metavar="FILE", required=True, help="file to write")
     export.add_argument("--format", default="kohya", choices=("kohya", "peft"), help="kohya for web UIs and sharing sites, peft for diffusers (default kohya)")
     export.add_argument("--dtype", default="fp16", choices=("fp16", "bf16", "fp32"), help="number format in the file (default fp16)")
+    export.add_argument("--report", action="store_true", help="print how the file was proven and which programs load it")
+    export.add_argument("--side-files", action="store_true", help="write a preview picture, a card for web UIs and a text for Civitai beside it")
+    export.add_argument("--no-thumbnail", action="store_true", help="leave the small preview picture out of the header")
+    export.add_argument(
+        "--tags", default="auto", choices=("auto", "always", "never"), help="count the words of captions in the header (default auto: if they are tags)"
+    )
 
 
 def _add_tools(verbs: "argparse._SubParsersAction[Parser]") -> None:

@@ -16,7 +16,7 @@ from studio.families import get
 from studio.families.base import Base
 
 Tags = Literal["auto", "always", "never"]
-_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_PRECISION = {"fp32": "no", "float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 SENTENCE_WORDS = 4  # a piece between commas with more words than this is no tag
 TAGS = 10  # of the most frequent that modelspec.tags names
 # Settings of sd-scripts that this studio has no counterpart of, as its files state them when off.
@@ -160,7 +160,7 @@ def _pictures(config: TrainConfig, run: Trained) -> dict[str, str]:
         "ss_epoch": epochs,
         "ss_batch_size_per_device": batch,
         "ss_total_batch_size": batch * config.gradient_accumulation,
-        "ss_resolution": f"({config.resolution}, {config.resolution})",
+        "ss_resolution": f"{config.resolution},{config.resolution}",
         "ss_flip_aug": config.flip,
         "ss_enable_bucket": True,
         "ss_bucket_no_upscale": True,

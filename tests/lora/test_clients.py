@@ -24,8 +24,7 @@ PEFT = ("lora_A.weight", "lora_B.weight")
 LOADERS = ("ComfyUI", "sd-scripts", "diffusers", "Forge", "A1111", "InvokeAI")
 
 
-@pytest.fixture(scope="module")
-def full() -> dict[str, Shapes]:
+def full_size() -> dict[str, Shapes]:
     """Module path -> weight shape of the real denoisers."""
     with torch.device("meta"):
         models = {
@@ -36,6 +35,11 @@ def full() -> dict[str, Shapes]:
         name: {path: tuple(m.weight.shape) for path, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
         for name, model in models.items()
     }
+
+
+@pytest.fixture(scope="module")
+def full() -> dict[str, Shapes]:
+    return full_size()
 
 
 def layer(name: str, weight: tuple[int, ...], rank: int = 4, kinds: tuple[str, str] = KOHYA, alpha: bool = True) -> Shapes:

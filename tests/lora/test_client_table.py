@@ -1,0 +1,57 @@
+"""The table of programs in the documentation is what the rules say."""
+
+import re
+from pathlib import Path
+
+from studio.lora.clients import CLIENTS, Verdict, check
+from tests.lora.test_clients import FLUX, SDXL, Shapes, dora, encoder, flux, full_size, peft, sdxl, t5
+
+PAGE = Path(__file__).parents[2] / "assets" / "docs" / "formats.md"
+SOURCE = "python -m tests.lora.test_client_table"
+SHOWN = [client for client in CLIENTS if client not in ("LoRA Manager", "Civitai", "SwarmUI")]
+
+
+def files() -> dict[str, tuple[Shapes, dict[str, str]]]:
+    full = full_size()
+    return {
+        "SDXL, kohya, all linear layers and both encoders": (sdxl(full), SDXL),
+        "the same under diffusers names with kohya's prefix": (sdxl(full, spelling="diffusers"), SDXL),
+        "SDXL, kohya, every layer, embedders too": (sdxl(full, everything=True), SDXL),
+        "SDXL, kohya, no alpha": (sdxl(full, alpha=False), SDXL),
+        "SDXL, PEFT names": (peft(full, "sdxl"), SDXL),
+        "SDXL, DoRA, lengths by input": (dora(sdxl(full), "input"), SDXL),
+        "SDXL, DoRA, lengths by output": (dora(sdxl(full), "output"), SDXL),
+        "FLUX.1, kohya, all blocks and CLIP-L": (flux(full), FLUX),
+        "FLUX.1, kohya, layers outside the blocks too": (flux(full, outside=True, text=False), FLUX),
+        "FLUX.1, kohya, no alpha": (flux(full, alpha=False), FLUX),
+        "FLUX.1, kohya, with T5": ({**flux(full), **t5("lora_te3")}, FLUX),
+        "FLUX.1, PEFT names, no alpha": (peft(full, "flux"), FLUX),
+        "FLUX.1, PEFT names and alpha": (peft(full, "flux", alpha=True), FLUX),
+        "FLUX.1, PEFT names and CLIP-L": ({**peft(full, "flux"), **encoder("text_encoder", 12, 768, ("lora_A.weight", "lora_B.weight"), alpha=False)}, FLUX),
+    }
+
+
+def word(verdict: Verdict) -> str:
+    if verdict.loads in ("no", "not applicable"):
+        return "no" if verdict.loads == "no" else "-"
+    count = "all" if verdict.loads == "yes" else f"{verdict.matched} of {verdict.total}"
+    return count if verdict.strength is not False else f"{count}, wrong strength"
+
+
+def table() -> str:
+    lines = [f"| file | {' | '.join(SHOWN)} |", f"| --- |{' --- |' * len(SHOWN)}"]
+    for title, (shapes, metadata) in files().items():
+        found = {verdict.client: verdict for verdict in check(shapes, metadata)}
+        lines.append(f"| {title} | {' | '.join(word(found[client]) for client in SHOWN)} |")
+    return "\n".join(lines)
+
+
+def test_the_table_in_the_documentation_is_what_the_rules_say() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    found = re.search(r"<!-- clients -->\n(.*?)\n<!-- /clients -->", text, re.DOTALL)
+    assert found and found[1] == table(), f"write it anew: {SOURCE}"
+
+
+if __name__ == "__main__":
+    old = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(re.sub(r"(<!-- clients -->\n).*?(<!-- /clients -->)", lambda m: f"{m[1]}{table()}\n{m[2]}", old, flags=re.DOTALL), encoding="utf-8")
