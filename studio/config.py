@@ -100,6 +100,8 @@ class TrainConfig(BaseChoice):
     start_from: str | None = Field(default=None, description="Start from an existing LoRA: library name, run or file")
     seed: int = Field(default=-1, ge=-1, le=2**63 - 1, description="-1 draws one and records it")
     save_every: int = Field(default=0, ge=0, description="Steps between checkpoints; 0 keeps only the last")
+    keep_checkpoints: int = Field(default=2, ge=2, le=10_000, description="Newest checkpoints that can be resumed from; older ones keep their LoRA alone")
+    anchor_every: int = Field(default=0, ge=0, description="Checkpoints of every so many steps can be resumed from for good; 0 is off")
     sample_every: int = Field(default=0, ge=0, description="Steps between preview pictures; 0 makes none")
     sample_prompts: Annotated[tuple[str, ...], BeforeValidator(_lines)] = Field(
         default=(), max_length=16, description="Prompts of the preview pictures, one a line; empty takes captions of the set"

@@ -8,6 +8,7 @@
     │   ├── FormatError                      a LoRA file: broken, foreign, for another base
     │   └── NotFound                         no such run, set, adapter, image
     ├── RunError                    exit 3   a job failed while it ran
+    │   └── Interrupted                      it was told to stop, and can go on from where it stood
     └── Cancelled                   exit 130 somebody stopped it
 
 Front ends translate in one place: exit code on the command line, status over HTTP, toast in the page.
@@ -51,6 +52,10 @@ class NotFound(InputError):
 class RunError(StudioError):
     exit_code = 3
     http_status = 409
+
+
+class Interrupted(RunError):
+    pass
 
 
 class Cancelled(StudioError):

@@ -17,7 +17,7 @@ STUDIO = ROOT / "studio"
 FILES = sorted(STUDIO.rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
-WORDS = {"config", "events", "errors", "container", "metadata"}
+WORDS = {"config", "events", "errors", "container", "killpoints", "metadata"}
 MODELS = WORDS | {"families", "lora", "data"}
 ENGINES = {"training", "generation", "evaluation", "bench"}
 # Room -> rooms it may import. A front end sees the use cases and the shared words, and starts its neighbours.
@@ -26,6 +26,7 @@ ARROWS = {
     "errors": set[str](),
     "events": {"errors"},
     "container": {"errors"},
+    "killpoints": set[str](),
     "metadata": {"errors", "container"},
     "families": WORDS,
     "lora": WORDS | {"families"},

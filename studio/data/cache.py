@@ -18,6 +18,7 @@ from studio.data.images import Picture
 from studio.errors import BaseError, ImageError, RunError
 from studio.events import Event, Loading
 from studio.families.base import Base, Components, Conditioning, Family, Part
+from studio.killpoints import reached
 
 if TYPE_CHECKING:
     import torch
@@ -231,6 +232,7 @@ def _write(path: Path, tensors: "Mapping[str, Tensor]") -> None:
             file.write(save(dict(tensors)))
             file.flush()
             os.fsync(file.fileno())
+        reached("cache")
         part.replace(path)
     except OSError as error:
         raise RunError(f"{path.parent}: the cache cannot be written ({error.strerror}); free space or choose another data folder") from error

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from studio.errors import StudioError
+from studio.errors import Interrupted, StudioError
 from studio.events import Checkpoint, Failed
 
 
 def explain(error: BaseException, settings: Mapping[str, Any], folder: Path, checkpoints: Sequence[Checkpoint]) -> Failed:
     """The event for an error that ended a job. The traceback belongs into log.txt, not here."""
     held = kept(checkpoints)
+    if isinstance(error, Interrupted):
+        return Failed(message=str(error), remedy="resume goes on from there" if held else "retry starts it again", kept=held, error="Interrupted")
     if isinstance(error, StudioError):
         kind = next(kind for kind in type(error).__mro__ if kind.__module__ == StudioError.__module__)  # a room may refine a shared error
         return Failed(message=str(error), kept=held, error=kind.__name__)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from studio.errors import NotFound
 from studio.events import TERMINAL, Checkpoint, Event, Exported, Warned, from_line, to_line
+from studio.killpoints import reached
 from studio.library.files import write_whole
 from studio.library.layout import checked_id
 
@@ -168,8 +169,11 @@ class EventWriter:
         self._file.seek(length)
 
     def append(self, event: Event) -> None:
-        self._file.write(to_line(event).encode())
+        line = to_line(event).encode()
+        self._file.write(line)
+        reached("event")
         self._file.flush()
+        reached(f"event-{event.kind}")
         if event.kind in _DURABLE:
             os.fsync(self._file.fileno())
 
@@ -197,10 +201,11 @@ class FolderRequests:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "requests"
+        self.leave = False  # the process was told to end: asked of every job it runs, and of no other process
 
     def pending(self) -> set[str]:
         """Names of open requests; `sample` is asked once and gone, the others stay."""
-        names = set(os.listdir(self._folder))
+        names = set(os.listdir(self._folder)) | ({"leave"} if self.leave else set())
         if "sample" in names:
             (self._folder / "sample").unlink(missing_ok=True)
         return names

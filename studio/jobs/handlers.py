@@ -13,6 +13,7 @@ from studio.families.base import Base
 from studio.jobs import exporting
 from studio.jobs.folder import FolderRequests, JobFolder, Manifest
 from studio.jobs.spec import ExportConfig
+from studio.killpoints import reached
 from studio.library.layout import Layout
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def train(work: Work) -> Iterator[Event]:
     if finished is None:
         return
     yield Loading(phase="writing the LoRA file")
+    reached("export")
     exported = _export_run(work, config)
+    reached("exported")
     yield exported
     yield Finished(step=finished.step, seconds=finished.seconds, result={**finished.result, "path": exported.path})
 

@@ -33,8 +33,7 @@ class WorkerState(BaseModel):
 def alive(pid: int, started: float) -> bool:
     """Whether that very process still runs; another one that got its number does not count."""
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 2.0 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(start_of(pid) - started) < 0.02 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
@@ -135,9 +134,22 @@ def end(pid: int, started: float, seconds: float = 5.0) -> None:
     psutil.wait_procs(left, timeout=seconds)
 
 
+def start_of(pid: int) -> float:
+    """When a process began, as `alive` compares it: seconds since the machine started where the system tells them, since a wall
+    clock that is set meanwhile would move every start. Raises psutil.NoSuchProcess.
+    """
+    if sys.platform != "linux":
+        return psutil.Process(pid).create_time()
+    try:
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise psutil.NoSuchProcess(pid) from error
+    return int(status.rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
+
 def own_start() -> float:
     """When this process began, as `alive` compares it."""
-    return psutil.Process().create_time()
+    return start_of(os.getpid())
 
 
 def silent(state: WorkerState) -> bool:

@@ -49,6 +49,11 @@ def _change(values: dict[str, Any], event: Event) -> dict[str, Any]:
             return {"state": "cancelled", "message": "cancelled", "kept": event.kept, "finished": event.time, "cancelling": None}
         case Failed():
             told = {"message": event.message, "remedy": event.remedy, "kept": event.kept}
-            return {"state": "failed", **told, "finished": event.time, "result": {**values["result"], "error": event.error}}
+            return {
+                "state": "interrupted" if event.error == "Interrupted" else "failed",
+                **told,
+                "finished": event.time,
+                "result": {**values["result"], "error": event.error},
+            }
         case _:
             return {}

@@ -6,6 +6,7 @@ It ends after some idle minutes (STUDIO_WORKER_IDLE, seconds) or when a file `st
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,13 +16,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from studio.errors import Cancelled, NotFound, RunError
+from studio.errors import Cancelled, Interrupted, NotFound, RunError
 from studio.events import TERMINAL, CancelledEvent, Event, Loading, Started, Step
 from studio.jobs import tools
 from studio.jobs.failures import explain, kept
 from studio.jobs.folder import Claim, EventWriter, FolderRequests, JobFolder
 from studio.jobs.handlers import HANDLERS, Warm, Work
 from studio.jobs.processes import HEARTBEAT_SECONDS, WorkerFolder, WorkerState, own_start
+from studio.killpoints import reached
 from studio.library.layout import Layout
 
 POLL_SECONDS = 0.1
@@ -39,12 +41,14 @@ class Worker:
         self._state = WorkerState(pid=os.getpid(), started=own_start(), device=device)
         self._warm = Warm(device)
         self._writing = threading.Lock()
+        self._requests: FolderRequests | None = None
+        self._leaving = False
 
     def run(self, idle_seconds: float) -> None:
         """Work until idle for so long, or asked to stop."""
         threading.Thread(target=self._beat, daemon=True).start()
         last = time.monotonic()
-        while True:
+        while not self._leaving:
             waiting = self._home.waiting()
             if waiting:
                 self._take(waiting[0])
@@ -53,6 +57,14 @@ class Worker:
                 return
             else:
                 time.sleep(POLL_SECONDS)
+
+    def leave(self, *_: object) -> None:
+        """End at the next step boundary, a checkpoint saved; asked again, at once."""
+        if self._leaving:
+            os._exit(128 + signal.SIGTERM)
+        self._leaving = True
+        if self._requests is not None:
+            self._requests.leave = True
 
     def _beat(self) -> None:
         while True:
@@ -78,6 +90,7 @@ class Worker:
             segment = folder.manifest().segment.number
             folder.write_claim(Claim(pid=self._state.pid, started=self._state.started, segment=segment, device=self._state.device))
         taken.unlink(missing_ok=True)
+        reached("claim")
         if not begun:
             self._run(folder)
 
@@ -95,7 +108,8 @@ class Worker:
     def _events(self, folder: JobFolder) -> Iterator[Event]:
         """Everything the job says; exactly one terminal event, at the end."""
         manifest = folder.manifest()
-        requests = FolderRequests(folder.path)
+        self._requests = requests = FolderRequests(folder.path)
+        requests.leave = self._leaving
         work = Work(folder, manifest, self._layout, requests, self._warm)
         try:
             if requests.cancelled():
@@ -109,23 +123,26 @@ class Worker:
             checkpoints = folder.checkpoints()
             yield CancelledEvent(step=checkpoints[-1].step if checkpoints else 0, kept=kept(checkpoints))
         except Exception as error:  # the border of the process: whatever happened becomes the job's last event
-            traceback.print_exc()
+            if not isinstance(error, Interrupted):
+                traceback.print_exc()
             self._warm.free()
             yield explain(error, manifest.settings, folder.path, folder.checkpoints())
 
 
 def stoppable(events: Iterator[Event], requests: FolderRequests) -> Iterator[Event]:
-    """The same events, ended by Cancelled where an engine does not see a cancel itself: while it loads, or after some steps."""
+    """The same events, ended where an engine does not itself see a cancel, or that the process must end: while it loads, or after some steps."""
     steps, stepping = 0, False
     try:
         for event in events:
             yield event
             stepping = (stepping and not isinstance(event, Loading)) or isinstance(event, Started)
-            if event.kind in TERMINAL or not requests.cancelled():
+            if event.kind in TERMINAL or not (requests.cancelled() or requests.leave):
                 continue
             steps += isinstance(event, Step)
             if not stepping or steps > STEPS_TO_CANCEL:
-                raise Cancelled
+                if requests.cancelled():
+                    raise Cancelled
+                raise Interrupted("the worker was told to end")
     finally:
         close = getattr(events, "close", None)
         if close is not None:
@@ -155,7 +172,9 @@ def main(data: str, device: str) -> int:
     home = WorkerFolder(layout.workers, device).create()
     try:
         with FileLock(home.lock).acquire(timeout=LEAVING_SECONDS):  # the one before may be about to end
-            Worker(layout, device).run(float(os.environ.get("STUDIO_WORKER_IDLE", "600")))
+            worker = Worker(layout, device)
+            signal.signal(signal.SIGTERM, worker.leave)
+            worker.run(float(os.environ.get("STUDIO_WORKER_IDLE", "600")))
     except Timeout:
         print(f"another worker owns {device}", file=sys.stderr)
     return 0

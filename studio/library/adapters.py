@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from studio.config import safe_stem
 from studio.container import Header, nonfinite
 from studio.errors import FormatError
+from studio.killpoints import reached
 from studio.library.database import Database
 from studio.library.files import place
 from studio.library.layout import Layout
@@ -84,6 +85,7 @@ def register(db: Database, layout: Layout, id: str, source: Path, told: Mapping[
     with db.write() as session:
         name = stored.stem if stored else free_name(session, str(told.get("name") or source.stem))
         place(source, folder / f"{name}.safetensors")
+        reached("register")
         if preview is not None and preview.is_file():
             place(preview, folder / f"preview{preview.suffix}")
             values["preview"] = f"preview{preview.suffix}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.errors import RunError
+from studio.killpoints import reached
 from studio.lora.adapter import Adapter, LowRank
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class State:
     skipped: int = 0  # steps whose loss was not finite
     loss_scale: float = 1.0
     scaled_steps: int = 0  # since the loss scale last changed
+    micro: int = 0  # pictures at once after memory ran out; 0 is a whole batch
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,11 @@ def adapter(path: Path) -> Adapter:
 
 
 def optimizer(path: Path) -> "dict[str, Tensor]":
+    """The optimizer's memory. Raises RunError if it was given up to save space, see `thin`."""
     from safetensors.torch import load_file
 
+    if OPTIMIZER not in check(path).files:
+        raise RunError(f"{path}: holds the LoRA alone, as older checkpoints do; resume from a newer one, or start a new run from its {ADAPTER}")
     return load_file(path / OPTIMIZER)
 
 
@@ -158,9 +163,42 @@ def state(path: Path) -> State:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what an interrupted save left behind."""
+    """Remove what an interrupted save left behind; a checkpoint that was about to be replaced gets its name back."""
     for path in folder.glob("step-*.part-*"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("step-*.old-*"):
+        final = path.with_name(path.name.partition(".old-")[0])
+        if final.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(final)
+    for path in folder.glob("step-*/.part-*"):
+        path.unlink(missing_ok=True)
+
+
+def retain(folder: Path, keep: int, anchor_every: int) -> None:
+    """Take the optimizer's memory from all checkpoints but the newest `keep` and those of every `anchor_every` steps."""
+    for stored in list(folder)[:-keep]:
+        if OPTIMIZER in stored.files and not (anchor_every and stored.step % anchor_every == 0):
+            try:
+                thin(stored.path)
+            except OSError:
+                return  # a full disk cannot even take the shorter manifest: it stays whole until the next save
+
+
+def thin(path: Path) -> None:
+    """Give up the optimizer's memory: the manifest disowns it first, so that a crash in between leaves no half checkpoint."""
+    manifest = json.loads((path / MANIFEST).read_bytes())
+    manifest["files"].pop(OPTIMIZER, None)
+    part = path / f".part-{uuid.uuid4().hex}"
+    try:
+        _write(part, json.dumps(manifest, indent=1).encode())
+        part.replace(path / MANIFEST)
+        _sync(path)
+        reached("checkpoint-thin")
+        (path / OPTIMIZER).unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def digest(value: Any) -> str:
@@ -188,6 +226,7 @@ def _write(path: Path, content: bytes) -> dict[str, Any]:
     """Write, flush to the disk, read back: the manifest's entry. Raises OSError."""
     with path.open("xb") as file:
         file.write(content)
+        reached("checkpoint-file")
         file.flush()
         os.fsync(file.fileno())
     expected = hashlib.sha256(content).hexdigest()
@@ -198,14 +237,17 @@ def _write(path: Path, content: bytes) -> dict[str, Any]:
 
 def _publish(part: Path, final: Path) -> None:
     """Give the finished folder its name; an older one of that name leaves first."""
+    reached("checkpoint-rename")
     if final.exists():
-        old = final.with_name(f"{final.name}.part-{uuid.uuid4().hex}")
+        old = final.with_name(f"{final.name}.old-{uuid.uuid4().hex}")
         final.rename(old)
+        reached("checkpoint-swap")
         part.rename(final)
         shutil.rmtree(old, ignore_errors=True)
     else:
         part.rename(final)
     _sync(final.parent)
+    reached("checkpoint-named")
 
 
 def _sync(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,14 +13,16 @@ import torch
 from studio import families
 from studio.config import TrainConfig
 from studio.data import buckets
-from studio.data.cache import Cache, release
+from studio.data.cache import Cache, Want, release
 from studio.data.images import ImageSet
-from studio.errors import Cancelled, RunError
+from studio.errors import Cancelled, Interrupted, RunError
 from studio.events import Checkpoint, Event, Finished, Loading, Started, Step, Warned
 from studio.families.base import Base, Components, Family
 from studio.families.devices import resolve_dtype
+from studio.killpoints import reached
 from studio.lora import attach
-from studio.training import checkpoint, objective, optim
+from studio.training import checkpoint, objective, optim, preflight
+from studio.training.draws import Draw
 from studio.training.plan import Plan, plan, resumable
 from studio.training.previews import Preview, Previewer
 from studio.training.step import Micro, Outcome, Stepper
@@ -33,7 +35,7 @@ FULL_SIZE = 10**9  # parameters of a denoiser from which activations are recompu
 
 class Requests(Protocol):
     def pending(self) -> set[str]:
-        """What somebody asks for now: of {"cancel", "sample", "finish"}. Each "sample" is told once."""
+        """What somebody asks for now: of {"cancel", "sample", "finish", "leave"}. Each "sample" is told once."""
         ...
 
 
@@ -64,21 +66,29 @@ def train(
     yield Loading(phase=f"Loading {base.title or base.name}")
     run = Run(made, family, store, folder)
     try:
+        preflight.memory(base, store.dtype, where)
         run.begin(resumed)
+        preflight.disk(folder, run.parameters, made.config.model_copy(update={"steps": made.steps}), run.step)
         previewer = Previewer(preview, family, run.components, folder)
         yield Started(step=run.step, total=made.steps, settings=run.settings(), facts=run.facts())
         while run.step < made.steps:
             outcome, rate, seconds = run.advance()
+            for note in run.notes:
+                yield Warned(message=note)
             yield Step(step=run.step, total=made.steps, loss=outcome.loss, learning_rate=rate, gradient_norm=outcome.gradient_norm, seconds=round(seconds, 4))
             if not outcome.applied:
                 yield Warned(message=f"step {run.step}: the loss is not finite; step skipped ({run.skipped} so far)")
             wishes.heed()
-            if _due(made.config.save_every, run.step) and run.step < made.steps:
+            if (_due(made.config.save_every, run.step) or wishes.leave) and run.step < made.steps:
                 yield run.save()
+            if wishes.leave:
+                break
             if _due(made.config.sample_every, run.step) or wishes.sample():
                 yield from previewer.show(run.step)
             if wishes.finish:
                 break
+        if wishes.leave and run.step < made.steps:
+            raise Interrupted(f"the worker was told to end at step {run.step}")
         if run.saved is None or run.saved.step != run.step:
             yield run.save()
         yield Finished(step=run.step, seconds=round(time.monotonic() - began, 3), result=run.result(early=run.step < made.steps))
@@ -92,6 +102,7 @@ class Wishes:
 
     requests: Requests
     finish: bool = False
+    leave: bool = False
     _sample: bool = False
 
     def heed(self) -> None:
@@ -100,6 +111,7 @@ class Wishes:
         if "cancel" in pending:
             raise Cancelled("training was cancelled; its checkpoints are kept")
         self.finish |= "finish" in pending
+        self.leave |= "leave" in pending
         self._sample |= "sample" in pending
 
     def sample(self) -> bool:
@@ -124,12 +136,15 @@ class Run:
     components: Components = field(init=False)
     stepper: Stepper = field(init=False)
     checked: bool = False
+    micro: int = 0  # pictures at once since memory ran out; 0 is a whole batch
+    notes: list[str] = field(default_factory=list)
 
     def begin(self, resumed: Path | None) -> None:
         """Load the denoiser, attach the adapter, and put both where they stood or where `start_from` says."""
         config, store = self.plan.config, self.store
         checkpoint.sweep(self.folder / "checkpoints")
         self.components = c = self.family.load(store.base, ["denoiser"], store.dtype, store.device)
+        reached("load")
         with torch.random.fork_rng([store.device] if store.device.type == "cuda" else []):
             torch.manual_seed(config.seed)
             self.modules = len(attach.attach(c, targets=config.targets, rank=config.rank or 0, alpha=config.alpha or 0))
@@ -149,7 +164,9 @@ class Run:
         state = checkpoint.state(resumed)
         optim.load_state_tensors(self.stepper.optimizer, self.stepper.weights.names, checkpoint.optimizer(resumed))
         self.step, self.skipped = state.step, state.skipped
-        self.stepper.loss_scale, self.stepper.scaled_steps = state.loss_scale, state.scaled_steps
+        self.stepper.loss_scale, self.stepper.scaled_steps, self.micro = state.loss_scale, state.scaled_steps, state.micro
+        if resumed.parent == self.folder / "checkpoints":
+            self.saved = checkpoint.check(resumed)  # it stands: nothing is gained by writing it anew
 
     def advance(self) -> tuple[Outcome, float, float]:
         """One optimizer step: its outcome, learning rate and seconds. Raises RunError after too many that are not finite."""
@@ -157,12 +174,15 @@ class Run:
         config, accumulation = self.plan.config, self.plan.config.gradient_accumulation
         numbers = range(self.step * accumulation, (self.step + 1) * accumulation)
         pictures = sum(len(self.plan.order.batch(number)) for number in numbers)
-        loss = self.stepper.accumulate((self._micro(number) for number in numbers), pictures)
+        self.notes.clear()
+        while (loss := self._accumulated(numbers, pictures)) is None:
+            self._halve()
         if not self.checked:
             self.stepper.check_gradients()
             self.checked = True
         rate = optim.learning_rate(self.step + 1, self.plan.steps, config)
         outcome = self.stepper.update(loss, rate)
+        reached("update")
         self.step += 1
         self.in_a_row = 0 if outcome.applied else self.in_a_row + 1
         self.skipped += not outcome.applied
@@ -172,8 +192,35 @@ class Run:
             raise RunError(f"the loss was not finite {MAX_SKIPPED} steps in a row, up to step {self.step}; {kept}: {way_out}")
         return outcome, rate, time.monotonic() - began
 
-    def _micro(self, number: int) -> Micro:
+    def _accumulated(self, numbers: range, pictures: int) -> torch.Tensor | None:
+        """The step's mean loss, its gradients summed up; None if memory ran out on the way where fewer pictures at once may do."""
+        try:
+            return self.stepper.accumulate((micro for number in numbers for micro in self._micros(number)), pictures)
+        except torch.OutOfMemoryError:
+            if self.step == 0 or self._at_once() == 1:
+                raise
+        return None
+
+    def _at_once(self) -> int:
+        return self.micro or self.plan.config.batch_size or 1
+
+    def _halve(self) -> None:
+        """Fewer pictures at once; the step is done anew with the same draws, so that its gradient stays the same sum."""
+        self.stepper.weights.clear()
+        release(self.store.device)
+        self.micro = self._at_once() // 2
+        told = f"{self.micro} at a time" if self.micro > 1 else "one by one"
+        self.notes.append(f"step {self.step + 1}: memory ran out; pictures of a batch go {told} from here on, which takes longer and changes no result")
+
+    def _micros(self, number: int) -> Iterator[Micro]:
+        """A batch, in as many pieces as memory asks for."""
+        reached("batch")
         chosen = self.plan.batch(number)
+        size = self.micro or len(chosen)
+        for start in range(0, len(chosen), size):
+            yield self._micro(chosen[start : start + size])
+
+    def _micro(self, chosen: Sequence[tuple[Want, Draw]]) -> Micro:
         batch = self.store.batch([want for want, _ in chosen])
         noise = torch.stack([draw.noise(tuple(batch.latents.shape[1:])) for _, draw in chosen])
         level = torch.tensor([draw.level for _, draw in chosen], dtype=torch.float32)
@@ -193,11 +240,17 @@ class Run:
             skipped=self.skipped,
             loss_scale=stepper.loss_scale,
             scaled_steps=stepper.scaled_steps,
+            micro=self.micro,
         )
         memory = optim.state_tensors(stepper.optimizer, stepper.weights.names)
         self.saved = stored = checkpoint.save(self.folder / "checkpoints", state, adapter, memory)
+        checkpoint.retain(stored.path.parent, self.plan.config.keep_checkpoints, self.plan.config.anchor_every)
         path = stored.path.relative_to(self.folder).as_posix()
         return Checkpoint(step=self.step, path=path, adapter=f"{path}/{checkpoint.ADAPTER}", sha256=stored.sha256, bytes=stored.bytes)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.stepper.weights.exact)
 
     def settings(self) -> dict[str, Any]:
         return self.plan.config.model_dump(mode="json") | {"steps": self.plan.steps, "epochs": None}
@@ -214,7 +267,7 @@ class Run:
             "buckets": buckets.count(crops),
             "epochs": round(plan.steps * config.gradient_accumulation / plan.order.batches_per_epoch, 2),
             "modules": self.modules,
-            "parameters": sum(p.numel() for p in self.stepper.weights.exact),
+            "parameters": self.parameters,
             "scale": (config.alpha or 0) / (config.rank or 1),
             "device": str(c.device),
             "precision": str(c.dtype).removeprefix("torch."),

@@ -20,7 +20,8 @@ from studio.training.draws import Draw
 
 # Settings that a resumed run may change: they move its end, its output or its looks, not a step that was taken.
 FREE = frozenset(
-    {"steps", "epochs", "name", "output", "save_every", "sample_every", "sample_prompts", "images", "trigger", "start_from", "gradient_checkpointing"}
+    {"steps", "epochs", "name", "output", "images", "trigger", "start_from", "gradient_checkpointing"}
+    | {"save_every", "sample_every", "sample_prompts", "keep_checkpoints", "anchor_every"}
 )
 
 

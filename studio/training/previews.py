@@ -12,6 +12,7 @@ from studio.data.cache import release
 from studio.errors import Cancelled, StudioError
 from studio.events import Event, Sample, Warned
 from studio.families.base import Components, Family
+from studio.killpoints import reached
 
 Preview = Callable[[Components, int, Path], Iterable[Sample]]
 
@@ -39,6 +40,7 @@ class Previewer:
                     return
                 if sample is None:
                     return
+                reached("sample")
                 yield sample
 
     @contextmanager

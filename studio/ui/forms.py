@@ -26,6 +26,8 @@ LABELS = {
     "vae": "VAE",
     "sample_every": "Sample every",
     "save_every": "Save every",
+    "keep_checkpoints": "Keep resumable",
+    "anchor_every": "Keep for good every",
     "start_from": "Start from LoRA",
     "flip": "Mirror pictures",
     "negative_prompt": "Negative prompt",

@@ -10,7 +10,7 @@ import pytest
 from studio.events import CancelledEvent, Finished, Loading, Started, Step
 from studio.jobs.devices import Device, devices
 from studio.jobs.folder import Claim, EventWriter, JobFolder
-from studio.jobs.processes import WorkerFolder, WorkerState, own_start
+from studio.jobs.processes import WorkerFolder, WorkerState, own_start, start_of
 from studio.jobs.queue import STARTS, Dispatcher
 from studio.library.database import Database
 from studio.library.layout import Layout
@@ -224,7 +224,7 @@ def test_a_job_that_does_not_obey_a_cancel_loses_its_worker(studio: Workspace, q
     id = job(studio, "deaf")
     queue.tick()
     process = subprocess.Popen([sys.executable, "-S", "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"])
-    folder = worker.take(process.pid, psutil.Process(process.pid).create_time())
+    folder = worker.take(process.pid, start_of(process.pid))
     worker.say(folder, Started(total=9))
     studio.jobs.cancel(id)
     queue.tick()

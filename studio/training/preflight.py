@@ -1,0 +1,65 @@
+"""What a run will need, compared with what there is, before its first step: refused with numbers instead of found out hours later."""
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+
+from studio.config import TrainConfig
+from studio.container import read_header
+from studio.errors import RunError, StudioError
+from studio.families.base import Base
+
+ADAPTER_BYTES, MEMORY_BYTES = 4, 8  # a trained number in fp32, and the two moments the optimizer keeps of it
+MARGIN = 1.1  # headers, events, previews, the exported file
+LEAST = 2**24  # what any run writes
+
+
+def disk(folder: Path, parameters: int, config: TrainConfig, done: int) -> None:
+    """Raise RunError unless the checkpoints still to come fit on the disk; one more than is kept stands there while it is saved."""
+    steps = config.steps or 0
+    adapters = max(1, math.ceil((steps - done) / config.save_every) if config.save_every else 1)
+    anchors = steps // config.anchor_every - done // config.anchor_every if config.anchor_every else 0
+    whole = min(adapters, config.keep_checkpoints + 1 + anchors)
+    need = int(MARGIN * parameters * (ADAPTER_BYTES * adapters + MEMORY_BYTES * whole)) + LEAST
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    if free < need:
+        each = parameters * (ADAPTER_BYTES + MEMORY_BYTES)
+        raise RunError(
+            f"{folder}: {need / 1e6:.0f} MB are needed for {adapters} checkpoints of up to {each / 1e6:.0f} MB and only {free / 1e6:.0f} MB are free; "
+            "free some space, or raise save_every"
+        )
+
+
+def memory(base: Base, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise RunError if the frozen denoiser alone is larger than what the device has; silent where either is unknown."""
+    need, have = weights(base) * dtype.itemsize, free_memory(device)
+    if have and need > have:
+        raise RunError(
+            f"{base.name} needs {need / 1e9:.1f} GB on {device} for its weights alone and {have / 1e9:.1f} GB are free; "
+            "close other programs that use it, choose precision bf16, or a smaller base"
+        )
+
+
+def weights(base: Base) -> int:
+    """Numbers in the denoiser's files, by their headers; 0 if the base is not a folder of parts."""
+    folders = [base.path / name for name in ("unet", "transformer") if (base.path / name).is_dir()]
+    if not folders:
+        return 0
+    try:
+        headers = [read_header(path) for path in folders[0].glob("*.safetensors") if ".fp16." not in path.name]
+    except (StudioError, OSError):
+        return 0  # loading says what is wrong with it
+    return sum(math.prod(shape) for header in headers for shape in header.shapes.values())
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes a new model may take; 0 if nobody can say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu":
+        import psutil
+
+        return psutil.virtual_memory().available + psutil.swap_memory().free
+    return 0
