@@ -53,12 +53,12 @@ def _incoming(router: APIRouter, workspace: Workspace) -> None:
         return {"accepted": len(added), "items": added, "rejected": public(rejected), "skipped": 0}
 
     @router.post("/inspect")
-    async def inspect(request: Request, base: str = Query("", max_length=300)) -> dict[str, Any]:
-        """What a file is, who loads it and whether it fits a base; the file is not kept."""
+    async def inspect(request: Request) -> dict[str, Any]:
+        """What a file is, who loads it and which bases it fits; the file is not kept."""
         async with received(request, workspace.layout.tmp) as files:
             name, path = files[0]
             try:
-                found = await run_in_threadpool(_inspected, workspace, path, base)
+                found = await run_in_threadpool(_fitted, workspace, path)
             except FormatError as error:
                 raise FormatError(str(error).replace(str(path), name).replace(path.name, name)) from None
             return {**found, "file": name}
@@ -80,8 +80,8 @@ def _listed(router: APIRouter, workspace: Workspace) -> None:
         return _adapter(library.show(id))
 
     @router.get("/{id}/inspect")
-    def details(id: str, base: str = Query("", max_length=300)) -> dict[str, Any]:
-        return _inspected(workspace, library.path(id), base)
+    def details(id: str) -> dict[str, Any]:
+        return _inspected(workspace, library.path(id))
 
     @router.get("/{id}/preview")
     def preview(id: str) -> FileResponse:
@@ -106,8 +106,14 @@ def _listed(router: APIRouter, workspace: Workspace) -> None:
         return {"token": library.remove(id)}
 
 
-def _inspected(workspace: Workspace, path: Path, base: str) -> dict[str, Any]:
-    return public(workspace.library.inspect(path, workspace.bases.resolve(BaseChoice(base=base)) if base else None))
+def _inspected(workspace: Workspace, path: Path) -> dict[str, Any]:
+    return public(workspace.library.inspect(path))
+
+
+def _fitted(workspace: Workspace, path: Path) -> dict[str, Any]:
+    """The same, and for every base model of this machine whether it fits."""
+    bases = [workspace.bases.resolve(BaseChoice(base=base.name)) for base in workspace.bases.list() if not base.problem]
+    return {**_inspected(workspace, path), "fits": public([workspace.library.fit(path, base) for base in bases])}
 
 
 def _adapter(record: Any) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def fit(path: Path, base: Base) -> dict[str, Any]:
     found = formats.identify(header.shapes, header.metadata)
     answer: dict[str, Any] = {"base": base.name, "fits": False, "reason": "", "matched": 0, "missing": 0, "mismatched": 0}
     if not found.readable:
-        return {**answer, "reason": f"{path.name} {found.reasons[0]}"}
+        return {**answer, "reason": f"it {found.reasons[0]}"}
     if found.family and found.family != base.family:
         has, needs = (FAMILIES[name].facts.title if name in FAMILIES else "another model" for name in (found.family, base.family))
         return {**answer, "reason": f"it is a LoRA for {has}, {base.name} is {needs}"}

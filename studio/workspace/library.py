@@ -136,6 +136,10 @@ class Library:
             raise FormatError(f"{path}: no such file")
         return inspection.inspected(path, base, rare_hashes)
 
+    def fit(self, path: Path, base: Base) -> dict[str, Any]:
+        """Whether the LoRA in a file fits a base, and in words why not."""
+        return inspection.fit(path, base)
+
     def edit(self, ref: str, changes: Mapping[str, str | None], picture: Path | None = None) -> dict[str, Any]:
         """Change what a library adapter or a file says of itself; its tensors keep every byte. What it says then.
 

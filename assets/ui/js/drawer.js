@@ -7,6 +7,7 @@ import { badge, button, h, icon, picture } from "./dom.js";
 import { exportDialog, save } from "./exporting.js";
 import { factList } from "./facts.js";
 import { ago, bytes, count } from "./format.js";
+import { reportView } from "./report.js";
 import { show } from "./shell.js";
 import { job, refresh, state } from "./state.js";
 import { failed, toast } from "./toasts.js";
@@ -52,7 +53,8 @@ function metadata(told) {
 function content(item, close) {
   const cover = h("div", { class: "st-drawer-cover" }, item.preview ? picture(item.preview, `Preview of ${item.name}`) : icon("layers", 44));
   const more = h("div");
-  api.get(`/adapters/${api.id(item.id)}/inspect`).then((told) => more.replaceChildren(...[metadata(told)].filter(Boolean)), () => {});
+  const address = `/adapters/${api.id(item.id)}`;
+  Promise.all([api.get(`${address}/inspect`), api.get(address)]).then(([told, full]) => more.replaceChildren(...[reportView(told, full.facts.report), metadata(told)].filter(Boolean)), failed("Could not look into the file"));
   return h("div", { class: "st-scroll" }, cover, h("div", { class: "st-pad st-about" },
     h("div", { class: "st-drawer-title" }, h("h2", {}, item.name), button("Rename", { kind: "icon quiet small", symbol: "edit", act: () => rename(item) })),
     h("div", { class: "st-actions" }, badge(item.family || "unknown family", "accent"), item.kind ? badge(item.kind) : null),

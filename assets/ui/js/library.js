@@ -9,6 +9,7 @@ import { bytes, count } from "./format.js";
 import { grid } from "./grid.js";
 import { choose, onDrop, send } from "./intake.js";
 import { basesTab } from "./bases.js";
+import { inspectDialog } from "./report.js";
 import { current, show } from "./shell.js";
 import { refresh, state } from "./state.js";
 import { failed, toast } from "./toasts.js";
@@ -92,7 +93,7 @@ export function mount(element) {
   const main = h("div", { class: "st-library-main" }, cards.node, none, nothing);
   const panel = h("section", { class: "st-library", "aria-label": "Library" }, h("header", { class: "st-view-head" }, h("div", { class: "st-tabs", role: "tablist" }, tabs), h("span", { class: "st-spring" }), tools), h("div", { class: "st-library-body" }, main, bases, side));
   element.replaceChildren(panel);
-  onDrop(panel, addFiles);
+  onDrop(panel, (files) => (files.length === 1 ? inspectDialog(files[0], addFiles) : addFiles(files)));
   function tab(i) {
     tabs.forEach((node, j) => node.setAttribute("aria-selected", String(i === j)));
     main.hidden = tools.hidden = i !== 0;
