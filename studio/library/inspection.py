@@ -84,7 +84,8 @@ def fit(path: Path, base: Base) -> dict[str, Any]:
         if outcome != "matched" and not wrong:
             wrong = f"{module.name[:100]} has no place in it" if outcome == "missing" else f"{module.name[:100]} is of another size"
     total = sum(counts.values())
-    reason = f"all {total} layers fit" if not wrong else f"{total - counts['matched']} of {total} layers do not fit, first: {wrong}"
+    share = f"{total - counts['matched']} of {total} layers do not fit" if counts["matched"] else f"none of its {total} layers fits"
+    reason = f"{share}, first: {wrong}" if wrong else f"all {total} layers fit"
     return {**answer, **counts, "fits": not wrong, "reason": reason}
 
 

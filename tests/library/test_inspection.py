@@ -39,7 +39,7 @@ def test_a_file_is_told_with_its_clients_and_hashes(studio: Workspace, tmp_path:
 def test_it_is_said_whether_it_fits_a_base(studio: Workspace, tmp_path: Path) -> None:
     base = studio.bases.resolve(BaseChoice(base="demo-sdxl"))
     wide = studio.library.inspect(lora(tmp_path / "wide.safetensors"), base)["fit"]
-    assert not wide["fits"] and "layers do not fit" in wide["reason"]
+    assert not wide["fits"] and "none of its 1 layers fits" in wide["reason"] and wide["mismatched"] == 1
     flux = lora(tmp_path / "flux.safetensors", "lora_unet_double_blocks_0_img_attn_proj", 3072)
     assert "is a LoRA for FLUX.1, demo-sdxl is Stable Diffusion XL" in studio.library.inspect(flux, base)["fit"]["reason"]
     sd1 = studio.library.inspect(lora(tmp_path / "sd1.safetensors", "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", 768), base)

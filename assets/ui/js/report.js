@@ -47,7 +47,7 @@ function told(found) {
   const parts = Object.entries(found.parts).map(([part, n]) => `${part.replaceAll("_", " ")} ${n}`).join(", ");
   return h("div", { class: "st-about" },
     h("div", { class: "st-actions" }, badge(found.kind, found.readable ? "accent" : "warn"), found.family_title ? badge(found.family_title) : null, found.algorithm ? badge(found.algorithm) : null),
-    h("p", {}, `The file ${found.reason}.`), found.warnings.map((line) => h("p", { class: "st-dim" }, line)),
+    h("p", {}, `${/^\d/.test(found.reason) ? "Holds" : "The file"} ${found.reason}.`), found.warnings.map((line) => h("p", { class: "st-dim" }, line)),
     factList([["Size", bytes(found.bytes)], ["Names", found.format], ["Ranks", found.ranks.join(", ")], ["Layers", parts], ["Trigger", found.trigger], ["Trained on", found.base], ["AutoV3", found.hashes?.AutoV3], ["SHA-256", found.sha256?.slice(0, 12)]]),
     h("h4", {}, "Base models"), fits(found), reportView(found));
 }
