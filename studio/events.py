@@ -112,6 +112,14 @@ class CancelledEvent(_Event):
     kept: str = Field(default="", description="one sentence: what is still there")
 
 
+class PausedEvent(_Event):
+    """It stopped at a step boundary because somebody asked; `resume` goes on from there."""
+
+    kind: Literal["paused"] = "paused"
+    step: int = 0
+    kept: str = Field(default="", description="one sentence: what is still there")
+
+
 class Failed(_Event):
     """`message` is one plain sentence; `remedy` the way out; `kept` what was not lost."""
 
@@ -122,8 +130,8 @@ class Failed(_Event):
     error: str = Field(default="StudioError", description="class name from studio.errors, for the exit code")
 
 
-Event = Loading | Warned | Started | Step | Sample | Image | Validation | Checkpoint | Exported | Finished | CancelledEvent | Failed
-TERMINAL = ("finished", "failed", "cancelled")
+Event = Loading | Warned | Started | Step | Sample | Image | Validation | Checkpoint | Exported | Finished | CancelledEvent | PausedEvent | Failed
+TERMINAL = ("finished", "failed", "cancelled", "paused")
 
 _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 

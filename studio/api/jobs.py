@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
@@ -14,6 +14,7 @@ from studio.errors import NotFound, SettingsError
 from studio.workspace import Workspace
 
 POINTS = 2000
+Key = Annotated[str, Header(max_length=100, description="the same one again is answered with the job that it made")]
 
 
 class Steps(BaseModel):
@@ -22,6 +23,14 @@ class Steps(BaseModel):
 
 class Place(BaseModel):
     place: int = Field(ge=0, le=1_000_000)
+
+
+class Priority(BaseModel):
+    priority: int = Field(ge=-1000, le=1000, description="higher ones run first; 0 is the usual one")
+
+
+class Changes(BaseModel):
+    changes: dict[str, Any] = Field(default={}, description="settings that are to be other ones")
 
 
 class Token(BaseModel):
@@ -48,14 +57,13 @@ def _submit(router: APIRouter, workspace: Workspace) -> None:
     jobs = workspace.jobs
 
     @router.post("/train", status_code=201)
-    def train(body: dict[str, Any]) -> dict[str, Any]:
-        if body.get("output"):
-            raise SettingsError("setting 'output' is for the command line; here the file is found in the library and under exports")
-        return public(jobs.train(build(TrainConfig, body)))
+    def train(body: dict[str, Any], idempotency_key: Key = "") -> dict[str, Any]:
+        _no_output(body)
+        return public(jobs.train(build(TrainConfig, body), idempotency_key))
 
     @router.post("/generate", status_code=201)
-    def generate(body: dict[str, Any]) -> dict[str, Any]:
-        return public(jobs.generate(build(GenerateConfig, body)))
+    def generate(body: dict[str, Any], idempotency_key: Key = "") -> dict[str, Any]:
+        return public(jobs.generate(build(GenerateConfig, body), idempotency_key))
 
     @router.post("/export", status_code=201)
     def export(body: Export) -> dict[str, Any]:
@@ -64,6 +72,11 @@ def _submit(router: APIRouter, workspace: Workspace) -> None:
             folder.mkdir(exist_ok=True)
         target = None if body.library else folder / f"{safe_stem(body.name or body.source)}.safetensors"
         return public(jobs.export(body.source, target, body.format, body.dtype))
+
+
+def _no_output(settings: dict[str, Any]) -> None:
+    if settings.get("output"):
+        raise SettingsError("setting 'output' is for the command line; here the file is found in the library and under exports")
 
 
 def exports(workspace: Workspace) -> Path:
@@ -125,6 +138,7 @@ def _steer(router: APIRouter, workspace: Workspace) -> None:
         "cancel": jobs.cancel,
         "sample": jobs.sample_now,
         "finish": jobs.finish_now,
+        "pause": jobs.pause,
         "resume": jobs.resume,
         "retry": jobs.retry,
     }
@@ -144,6 +158,15 @@ def _steer(router: APIRouter, workspace: Workspace) -> None:
     @router.post("/{id}/move")
     def move(id: str, body: Place) -> dict[str, Any]:
         return public(jobs.move(id, body.place))
+
+    @router.post("/{id}/priority")
+    def prioritise(id: str, body: Priority) -> dict[str, Any]:
+        return public(jobs.prioritise(id, body.priority))
+
+    @router.post("/{id}/duplicate", status_code=201)
+    def duplicate(id: str, body: Changes, idempotency_key: Key = "") -> dict[str, Any]:
+        _no_output(body.changes)
+        return public(jobs.duplicate(id, body.changes, idempotency_key))
 
     @router.delete("/{id}")
     def remove(id: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def exit_code(event: Event, before: int) -> int:
         kind = getattr(errors, event.error, None)
         wrong_input = isinstance(kind, type) and issubclass(kind, errors.InputError)
         return errors.InputError.exit_code if wrong_input else errors.RunError.exit_code
-    return 0 if event.kind == "finished" else before
+    return 0 if event.kind in ("finished", "paused") else before
 
 
 @contextlib.contextmanager
@@ -149,5 +149,7 @@ class Display:
             self._line(f"finished in {event.seconds:.0f} s")
         elif event.kind == "cancelled":
             self._line(f"cancelled at step {event.step}. {event.kept}".rstrip())
+        elif event.kind == "paused":
+            self._line(f"paused at step {event.step}. {event.kept}".rstrip())
         elif event.kind == "failed":
             self._line("lora-studio: " + " ".join(part for part in (event.message, event.remedy, event.kept) if part))

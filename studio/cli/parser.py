@@ -184,11 +184,21 @@ def _add_jobs(verbs: "argparse._SubParsersAction[Parser]") -> None:
     for name, words in (
         ("show", "one job: state, settings, result"),
         ("cancel", "stop a job; its checkpoints stay"),
-        ("resume", "go on with a stopped run from its last checkpoint"),
+        ("pause", "hold a queued job back, or stop a running training with a checkpoint and free its device"),
+        ("resume", "go on with a paused or stopped run from its last checkpoint"),
         ("retry", "run a job again from the start"),
         ("follow", "watch a job that runs already"),
     ):
         _verb(jobs, name, f"queue.{name}", words).add_argument("id", metavar="JOB")
+    move = _verb(jobs, "move", "queue.move", "change the order of the queue")
+    move.add_argument("id", metavar="JOB")
+    move.add_argument("place", metavar="PLACE", help="place among the queued jobs; 1 is the next to run")
+    priority = _verb(jobs, "priority", "queue.priority", "let a waiting job go before all of a lower priority")
+    priority.add_argument("id", metavar="JOB")
+    priority.add_argument("priority", metavar="N", help="a whole number, which may be negative; 0 is the usual one")
+    duplicate = _verb(jobs, "duplicate", "queue.duplicate", "a new job like that one, with other settings where they are named")
+    duplicate.add_argument("id", metavar="JOB")
+    duplicate.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting by its name; may be repeated")
 
 
 def _add_base(verbs: "argparse._SubParsersAction[Parser]") -> None:

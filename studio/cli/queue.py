@@ -5,6 +5,7 @@ import argparse
 from studio.cli.follow import follow as watch
 from studio.cli.opening import opened
 from studio.cli.output import details, listing, tell
+from studio.errors import SettingsError
 
 COLUMNS = {"ID": "id", "KIND": "kind", "NAME": "name", "STATE": "state", "STEP": "step", "OF": "total", "WHAT": "message"}
 
@@ -25,6 +26,36 @@ def cancel(arguments: argparse.Namespace) -> int:
         return details(workspace.jobs.show(arguments.id), as_json=True) if arguments.json else _said(f"asked job {arguments.id} to stop")
 
 
+def pause(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        job = workspace.jobs.pause(arguments.id)
+        if arguments.json:
+            return details(job, as_json=True)
+        return _said(f"job {job.name} is held back" if job.state == "paused" else f"asked job {job.name} to pause at its next step")
+
+
+def move(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        job = workspace.jobs.move(arguments.id, _number("place", arguments.place) - 1)
+        return details(job, as_json=True) if arguments.json else _said(f"moved job {job.name}")
+
+
+def priority(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        job = workspace.jobs.prioritise(arguments.id, _number("priority", arguments.priority))
+        return details(job, as_json=True) if arguments.json else _said(f"job {job.name} has priority {job.priority}")
+
+
+def duplicate(arguments: argparse.Namespace) -> int:
+    wrong = next((text for text in arguments.set if "=" not in text), None)
+    if wrong is not None:
+        raise SettingsError(f"--set {wrong!r}: write NAME=VALUE")
+    changes = dict(text.split("=", 1) for text in arguments.set)
+    with opened(arguments) as workspace:
+        job = workspace.jobs.duplicate(arguments.id, {name.replace("-", "_"): value for name, value in changes.items()})
+        return watch(workspace, job.id, as_json=arguments.json)
+
+
 def retry(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
         job = workspace.jobs.retry(arguments.id)
@@ -40,6 +71,13 @@ def resume(arguments: argparse.Namespace) -> int:
 def follow(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
         return watch(workspace, arguments.id, as_json=arguments.json)
+
+
+def _number(what: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingsError(f"{what} {text!r} is no whole number") from None
 
 
 def _said(words: str) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from studio.errors import SettingsError
 
-_KNOWN = re.compile(r"cpu|mps|xpu|cuda(:\d+)?")
+_KNOWN = re.compile(r"cpu(:\d+)?|mps|xpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,16 @@ def devices() -> list[Device]:
     names = [name.strip() for name in wish.split(",") if name.strip()]
     wrong = next((name for name in names if not _KNOWN.fullmatch(name)), None)
     if wrong:
-        raise SettingsError(f"STUDIO_DEVICE {wrong!r} is no device; use cpu, mps, cuda or cuda:0")
+        raise SettingsError(
+            f"STUDIO_DEVICE {wrong!r} is no device; use cpu, mps, cuda or cuda:0, several by commas; cpu:0,cpu:1 are two workers on the processor"
+        )
     known = {device.name: device for device in _found()}
-    return [known.get(name, Device(name, "processor" if name == "cpu" else name)) for name in dict.fromkeys(names)]
+    return [known.get(name, Device(name, "processor" if torch_name(name) == "cpu" else name)) for name in dict.fromkeys(names)]
+
+
+def torch_name(device: str) -> str:
+    """What torch calls it: every worker of the processor, cpu:0 and cpu:1 alike, computes on the one that torch knows."""
+    return "cpu" if device.startswith("cpu:") else device
 
 
 @functools.cache

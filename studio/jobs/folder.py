@@ -19,7 +19,7 @@ from studio.killpoints import reached
 from studio.library.files import write_whole
 from studio.library.layout import checked_id
 
-Request = Literal["cancel", "sample", "finish"]
+Request = Literal["cancel", "sample", "finish", "pause"]
 _DURABLE = (*TERMINAL, "checkpoint", "exported", "image")
 
 
@@ -44,6 +44,7 @@ class Manifest(BaseModel):
     name: str
     created: float = Field(default_factory=time.time)
     priority: int = 0
+    key: str = Field(default="", description="given by who submits: the same one twice is the same job")
     config: dict[str, Any]
     settings: dict[str, Any]
     base: dict[str, Any] = Field(default_factory=dict, description="the base model as it was found, see families.base.Base")
@@ -65,6 +66,7 @@ class Claim(BaseModel):
     started: float
     segment: int
     device: str
+    node: str = ""
     time: float = Field(default_factory=time.time)
 
 
@@ -164,15 +166,17 @@ class EventWriter:
 
     def __init__(self, path: Path) -> None:
         length = _whole_length(path)
-        self._file = open(path, "r+b")  # noqa: SIM115  closed by close()
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115  closed by close(); a buffer would write a failed line again, later and elsewhere
         self._file.truncate(length)  # a line cut by a crash was never read by anybody
-        self._file.seek(length)
+        self._end = self._file.seek(length)
 
     def append(self, event: Event) -> None:
         line = to_line(event).encode()
-        self._file.write(line)
-        reached("event")
-        self._file.flush()
+        self._file.seek(self._end)  # over what is left of a line that failed
+        written = self._file.write(line)
+        while written < len(line):
+            written += self._file.write(line[written:])
+        self._end += written
         reached(f"event-{event.kind}")
         if event.kind in _DURABLE:
             os.fsync(self._file.fileno())
@@ -205,10 +209,17 @@ class FolderRequests:
 
     def pending(self) -> set[str]:
         """Names of open requests; `sample` is asked once and gone, the others stay."""
-        names = set(os.listdir(self._folder)) | ({"leave"} if self.leave else set())
+        names = set(os.listdir(self._folder)) | ({"leave"} if self.leaving() else set())
         if "sample" in names:
             (self._folder / "sample").unlink(missing_ok=True)
         return names
 
     def cancelled(self) -> bool:
         return (self._folder / "cancel").exists()
+
+    def paused(self) -> bool:
+        return (self._folder / "pause").exists()
+
+    def leaving(self) -> bool:
+        """Whether the job is to stop at a step boundary with a checkpoint: its process ends, or it pauses."""
+        return self.leave or self.paused()

@@ -1,6 +1,7 @@
 """Worker processes from outside: their folders, whether they live, starting and ending them."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,9 +11,11 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import studio
+from studio.errors import SettingsError
 from studio.library.files import write_whole
 
 HEARTBEAT_SECONDS = 2.0
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,59}")
 SILENT_SECONDS = 15.0  # without a heartbeat for so long a living worker is shown as not responding
 
 
@@ -38,12 +41,21 @@ def alive(pid: int, started: float) -> bool:
         return False
 
 
-class WorkerFolder:
-    """workers/<device>/: inbox/ of job ids, worker.json, stop, lock, log.txt."""
+def own_node() -> str:
+    """The name under which this process hands out jobs, where several share one data folder and database: STUDIO_NODE, else none."""
+    node = os.environ.get("STUDIO_NODE", "").strip()
+    if node and not _NODE.fullmatch(node):
+        raise SettingsError(f"STUDIO_NODE {node!r}: use up to 60 letters, digits, dots, dashes and underscores")
+    return node
 
-    def __init__(self, workers: Path, device: str) -> None:
+
+class WorkerFolder:
+    """workers/<device>/, or workers/<node>@<device>/: inbox/ of job ids, worker.json, stop, lock, log.txt."""
+
+    def __init__(self, workers: Path, device: str, node: str = "") -> None:
         self.device = device
-        self.path = workers / device.replace(":", "-")
+        self.node = node
+        self.path = workers / (f"{node}@" * bool(node) + device.replace(":", "-"))
 
     @property
     def inbox(self) -> Path:
@@ -72,6 +84,13 @@ class WorkerFolder:
         except (FileNotFoundError, ValidationError):
             return None
         return state if alive(state.pid, state.started) else None
+
+    def quiet(self, seconds: float) -> bool:
+        """Whether no worker, of this machine or another one, has said for so long that it is there."""
+        try:
+            return time.time() - WorkerState.model_validate_json((self.path / "worker.json").read_bytes()).beat > seconds
+        except (FileNotFoundError, ValidationError):
+            return True
 
     def write_state(self, state: WorkerState) -> None:
         # No fsync: a state lost in a power cut is right, since its process is lost with it
@@ -108,7 +127,7 @@ class WorkerFolder:
                 stdout=log,
                 stderr=log,
                 # Threads that spin while they wait make a step 10 to 20 times slower as soon as a browser wants the cores too.
-                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "STUDIO_NODE": self.node},
                 start_new_session=sys.platform != "win32",
                 creationflags=flags,
             )

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
-from studio.events import CancelledEvent, Checkpoint, Event, Failed, Finished, Image, Loading, Started, Step, Validation, Warned
+from studio.events import CancelledEvent, Checkpoint, Event, Failed, Finished, Image, Loading, PausedEvent, Started, Step, Validation, Warned
 
-STATES = ("queued", "running", "finished", "failed", "cancelled", "interrupted")
-ENDED = ("finished", "failed", "cancelled", "interrupted")
+STATES = ("queued", "running", "paused", "finished", "failed", "cancelled", "interrupted")
+ENDED = ("paused", "finished", "failed", "cancelled", "interrupted")  # nothing happens until somebody asks for it
+PAUSED = "paused, its device is free"
 SMOOTHING = 0.2  # weight of the newest step in the mean seconds per step
 
 
@@ -47,6 +48,8 @@ def _change(values: dict[str, Any], event: Event) -> dict[str, Any]:
             return {"state": "finished", "message": "", "finished": event.time, "step": event.step or values["step"], "result": result}
         case CancelledEvent():
             return {"state": "cancelled", "message": "cancelled", "kept": event.kept, "finished": event.time, "cancelling": None}
+        case PausedEvent():
+            return {"state": "paused", "message": PAUSED, "remedy": "resume goes on", "kept": event.kept, "finished": event.time, "cancelling": None}
         case Failed():
             told = {"message": event.message, "remedy": event.remedy, "kept": event.kept}
             return {

@@ -3,10 +3,14 @@
 Whoever holds `dispatcher.lock` dispatches: the studio, or a command that runs without one. The others only add rows and read
 folders; one of them takes over when the lock falls free. Workers outlive all of them.
 
+Several machines may share one data folder and one PostgreSQL database: each has a name, STUDIO_NODE, a lock of that name, and
+follows the jobs that it took. A job is taken by one UPDATE that holds only while it is still queued, so nobody takes it twice.
+
 What happens when something is killed:
     dispatcher   workers go on; the next one to hold the lock reads what they said meanwhile
     worker       its job becomes `interrupted`, with its last checkpoint kept
     both         as above; queued jobs keep their place
+    node         another one takes over its jobs when it has no dispatcher and its worker has been silent for a minute
 """
 
 import logging
@@ -25,7 +29,7 @@ from studio.events import CancelledEvent
 from studio.jobs.devices import Device
 from studio.jobs.failures import kept, worker_died
 from studio.jobs.folder import Claim, EventWriter, JobFolder
-from studio.jobs.processes import WorkerFolder, alive, end
+from studio.jobs.processes import WorkerFolder, alive, end, own_node
 from studio.jobs.progress import advanced
 from studio.jobs.reconcile import reconcile
 from studio.jobs.results import register
@@ -37,18 +41,24 @@ logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.2
 CANCEL_SECONDS = 30.0  # a job that has not stopped by itself after this loses its worker
+LOST_SECONDS = 60.0  # a worker of another node that has said nothing for so long is gone with it
+ADOPT_SECONDS = 5.0  # between two looks at the jobs of other nodes
 STARTS = 3  # attempts at a worker before its job is given up
 
 
 class Dispatcher:
     """Hands queued jobs to workers and keeps rows true; `tick` does one round."""
 
-    def __init__(self, db: Database, layout: Layout, devices: Callable[[], list[Device]], cancel_seconds: float = CANCEL_SECONDS) -> None:
+    def __init__(
+        self, db: Database, layout: Layout, devices: Callable[[], list[Device]], cancel_seconds: float = CANCEL_SECONDS, node: str | None = None
+    ) -> None:
         self._db = db
         self._layout = layout
         self._devices = devices
         self._cancel_seconds = cancel_seconds
-        self._lock = FileLock(layout.lock, thread_local=False)
+        self.node = own_node() if node is None else node
+        self._lock = FileLock(layout.lock(self.node), thread_local=False)
+        self._looked = 0.0
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self._starts: dict[str, int] = {}
 
@@ -76,7 +86,7 @@ class Dispatcher:
         if not self._lock.is_locked:
             return
         for device in self._devices():
-            home = WorkerFolder(self._layout.workers, device.name)
+            home = self.home(device.name)
             if home.state() is not None:
                 home.stop.touch()
         self._lock.release()
@@ -84,30 +94,57 @@ class Dispatcher:
     def tick(self) -> None:
         """Take in what running jobs said, then give idle devices their next job."""
         with self._db.read() as session:
-            running = list(session.scalars(select(JobRow).where(JobRow.state == "running")))
+            running = list(session.scalars(select(JobRow).where(JobRow.state == "running", JobRow.node == self.node)))
         for row in running:
             self._follow(row)
         self._hand_out()
+        if time.monotonic() - self._looked > ADOPT_SECONDS:
+            self._looked = time.monotonic()
+            self._adopt()
+
+    def home(self, device: str) -> WorkerFolder:
+        """The folder of this node's worker for a device."""
+        return WorkerFolder(self._layout.workers, device, self.node)
+
+    def _adopt(self) -> None:
+        """Take over jobs of nodes that nobody dispatches and whose worker is gone."""
+        with self._db.read() as session:
+            foreign = list(session.scalars(select(JobRow).where(JobRow.state == "running", JobRow.node != self.node)))
+        for row in foreign:
+            lock = FileLock(self._layout.lock(row.node))
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            try:
+                home = WorkerFolder(self._layout.workers, row.device or "cpu", row.node)
+                if home.quiet(LOST_SECONDS):
+                    logger.warning("job %s of node %r is looked after here", row.id, row.node)
+                    home.take_back(row.id)
+                    self._change(row.id, "running", node=self.node)
+            finally:
+                lock.release()
 
     def _hand_out(self) -> None:
         with self._db.read() as session:
             order = (JobRow.priority.desc(), JobRow.queued, JobRow.id)
             queued = list(session.scalars(select(JobRow).where(JobRow.state == "queued").order_by(*order).limit(16)))
-            busy = set(session.scalars(select(JobRow.device).where(JobRow.state == "running")))
+            busy = set(session.scalars(select(JobRow.device).where(JobRow.state == "running", JobRow.node == self.node)))
         free = [device.name for device in self._devices() if device.name not in busy]
         for row in queued:
             if not free:
                 return
             device = self._best(free, row)
-            if self._change(row.id, "queued", state="running", device=device, message="waiting for the worker", cancelling=None):
+            taken = {"state": "running", "device": device, "node": self.node, "message": "waiting for the worker", "cancelling": None}
+            if self._change(row.id, "queued", **taken):
                 free.remove(device)
-                self._deliver(row.id, WorkerFolder(self._layout.workers, device).create())
+                self._deliver(row.id, self.home(device).create())
 
     def _best(self, free: list[str], row: JobRow) -> str:
         """The idle device that already holds the job's base, else the first."""
         if row.kind == "generate":
             for device in free:
-                state = WorkerFolder(self._layout.workers, device).state()
+                state = self.home(device).state()
                 if state is not None and state.base == row.base:
                     return device
         return free[0]
@@ -142,7 +179,7 @@ class Dispatcher:
     def _watch(self, row: JobRow, folder: JobFolder, claim: Claim | None, dead: bool) -> None:
         """A job without a last word: is it claimed, alive, and does it obey a cancel?"""
         overdue = row.cancelling is not None and time.time() - row.cancelling > self._cancel_seconds
-        home = WorkerFolder(self._layout.workers, row.device or "cpu").create()
+        home = self.home(row.device or "cpu").create()
         if dead and row.cancelling is not None:
             self._cancelled(folder)
         elif dead:

@@ -1,5 +1,6 @@
 """Making rows agree with folders when a process begins to dispatch; the folder is the truth."""
 
+import contextlib
 import logging
 import shutil
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 
 from studio.errors import StudioError
 from studio.jobs.folder import JobFolder, Manifest
@@ -22,7 +24,7 @@ STALE_SECONDS = 3600.0  # a part file nobody finished for so long belongs to a d
 
 
 def reconcile(db: Database, layout: Layout) -> None:
-    """Rows for folders without one, no rows without files, no leftovers of crashes."""
+    """Rows for folders without one, no rows without files, no leftovers of crashes. Others may submit and dispatch meanwhile."""
     _collect(layout)
     trash.settle(db, layout)
     _jobs(db, layout)
@@ -43,6 +45,7 @@ def row_of(manifest: Manifest) -> JobRow:
         created=manifest.created,
         queued=manifest.segment.submitted,
         updated=now,
+        key=manifest.key or None,
         segment=manifest.segment.number,
         offset=manifest.segment.offset,
         base=str(manifest.base.get("name", "")),
@@ -66,16 +69,18 @@ def _jobs(db: Database, layout: Layout) -> None:
             logger.warning("%s holds no readable job.json: %s", path, error)
             continue
         present.add(manifest.id)
-        begun = folder.claim() is not None or folder.events_file.stat().st_size > manifest.segment.offset
+        claim = folder.claim()
+        begun = claim is not None or folder.events_file.stat().st_size > manifest.segment.offset
         if manifest.id not in known:
             row = row_of(manifest)
             if begun or len(manifest.segments) > 1:  # the dispatcher reads it from its first word on
-                row.state, row.segment, row.offset = "running", 1, 0
-            with db.write() as session:
+                row.state, row.segment, row.offset, row.node = "running", 1, 0, claim.node if claim else ""
+            with contextlib.suppress(IntegrityError), db.write() as session:  # its submitter was about to add it
                 session.add(row)
         elif known[manifest.id] == "queued" and begun:
+            taken = {"state": "running", "node": claim.node if claim else "", "device": claim.device if claim else ""}
             with db.write() as session:
-                session.execute(update(JobRow).where(JobRow.id == manifest.id).values(state="running", updated=time.time()))
+                session.execute(update(JobRow).where(JobRow.id == manifest.id, JobRow.state == "queued").values(**taken, updated=time.time()))
     _drop(db, JobRow, set(known) - present)
 
 
@@ -119,7 +124,9 @@ def _drop(db: Database, table: type[JobRow] | type[AdapterRow] | type[SetRow] | 
     logger.warning("%d rows of %s have no files any more and are removed", len(ids), table.__tablename__)
     with db.write() as session:
         for id in ids:
-            session.delete(session.get_one(table, id))
+            row = session.get(table, id)
+            if row is not None:
+                session.delete(row)
 
 
 def _collect(layout: Layout) -> None:

@@ -17,12 +17,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from studio.errors import Cancelled, Interrupted, NotFound, RunError
-from studio.events import TERMINAL, CancelledEvent, Event, Loading, Started, Step
+from studio.events import TERMINAL, CancelledEvent, Event, Loading, PausedEvent, Started, Step
 from studio.jobs import tools
+from studio.jobs.devices import torch_name
 from studio.jobs.failures import explain, kept
 from studio.jobs.folder import Claim, EventWriter, FolderRequests, JobFolder
 from studio.jobs.handlers import HANDLERS, Warm, Work
-from studio.jobs.processes import HEARTBEAT_SECONDS, WorkerFolder, WorkerState, own_start
+from studio.jobs.processes import HEARTBEAT_SECONDS, WorkerFolder, WorkerState, own_node, own_start
 from studio.killpoints import reached
 from studio.library.layout import Layout
 
@@ -37,9 +38,9 @@ class Worker:
 
     def __init__(self, layout: Layout, device: str) -> None:
         self._layout = layout
-        self._home = WorkerFolder(layout.workers, device).create()
+        self._home = WorkerFolder(layout.workers, device, own_node()).create()
         self._state = WorkerState(pid=os.getpid(), started=own_start(), device=device)
-        self._warm = Warm(device)
+        self._warm = Warm(torch_name(device))
         self._writing = threading.Lock()
         self._requests: FolderRequests | None = None
         self._leaving = False
@@ -88,7 +89,7 @@ class Worker:
         begun = folder.claim() is not None  # handed in twice, or left by a worker that died: not ours to run again
         if not begun:
             segment = folder.manifest().segment.number
-            folder.write_claim(Claim(pid=self._state.pid, started=self._state.started, segment=segment, device=self._state.device))
+            folder.write_claim(Claim(pid=self._state.pid, started=self._state.started, segment=segment, device=self._state.device, node=self._home.node))
         taken.unlink(missing_ok=True)
         reached("claim")
         if not begun:
@@ -100,10 +101,19 @@ class Worker:
         try:
             with open(folder.log, "a", encoding="utf-8", buffering=1) as log, redirected(log.fileno()):
                 for event in self._events(folder):
-                    writer.append(event)
+                    self._tell(folder, writer, event)
         finally:
             writer.close()
             self._note(job="", base=self._warm.name)
+
+    def _tell(self, folder: JobFolder, writer: EventWriter, event: Event) -> None:
+        """Append an event. A disk that has no room for it may have some for the last word; this process ends in any case."""
+        try:
+            writer.append(event)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                writer.append(explain(error, {}, folder.path, folder.checkpoints()))
+            raise
 
     def _events(self, folder: JobFolder) -> Iterator[Event]:
         """Everything the job says; exactly one terminal event, at the end."""
@@ -122,9 +132,15 @@ class Worker:
         except Cancelled:
             checkpoints = folder.checkpoints()
             yield CancelledEvent(step=checkpoints[-1].step if checkpoints else 0, kept=kept(checkpoints))
+        except Interrupted as error:
+            self._warm.free()
+            checkpoints = folder.checkpoints()
+            if requests.paused():
+                yield PausedEvent(step=checkpoints[-1].step if checkpoints else 0, kept=kept(checkpoints))
+            else:
+                yield explain(error, manifest.settings, folder.path, checkpoints)
         except Exception as error:  # the border of the process: whatever happened becomes the job's last event
-            if not isinstance(error, Interrupted):
-                traceback.print_exc()
+            traceback.print_exc()
             self._warm.free()
             yield explain(error, manifest.settings, folder.path, folder.checkpoints())
 
@@ -136,7 +152,7 @@ def stoppable(events: Iterator[Event], requests: FolderRequests) -> Iterator[Eve
         for event in events:
             yield event
             stepping = (stepping and not isinstance(event, Loading)) or isinstance(event, Started)
-            if event.kind in TERMINAL or not (requests.cancelled() or requests.leave):
+            if event.kind in TERMINAL or not (requests.cancelled() or requests.leaving()):
                 continue
             steps += isinstance(event, Step)
             if not stepping or steps > STEPS_TO_CANCEL:
@@ -169,7 +185,7 @@ def redirected(target: int) -> Iterator[None]:
 
 def main(data: str, device: str) -> int:
     layout = Layout(Path(data))
-    home = WorkerFolder(layout.workers, device).create()
+    home = WorkerFolder(layout.workers, device, own_node()).create()
     try:
         with FileLock(home.lock).acquire(timeout=LEAVING_SECONDS):  # the one before may be about to end
             worker = Worker(layout, device)

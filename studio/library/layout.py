@@ -21,10 +21,9 @@ class Layout:
     def database(self) -> Path:
         return self.root / "studio.db"
 
-    @property
-    def lock(self) -> Path:
-        """Held by the one process that hands out jobs."""
-        return self.root / "dispatcher.lock"
+    def lock(self, node: str = "") -> Path:
+        """Held by the one process that hands out jobs, or by one a node where several share this folder."""
+        return self.root / (f"dispatcher-{node}.lock" if node else "dispatcher.lock")
 
     @property
     def sets(self) -> Path:

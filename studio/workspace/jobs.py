@@ -1,16 +1,18 @@
 """Jobs: submit, follow, steer, go on with. Submitting checks everything that can be known; the rest is the worker's."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from sqlalchemy import CursorResult, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from studio.config import GenerateConfig, TrainConfig, build
-from studio.errors import InputError, NotFound, RunError
+from studio.errors import InputError, NotFound, RunError, StudioError
 from studio.events import TERMINAL, CancelledEvent, Event, Failed, Warned
 from studio.jobs.folder import EventWriter, JobFolder, Manifest
 from studio.jobs.progress import ENDED
@@ -20,7 +22,7 @@ from studio.library import trash
 from studio.library.database import Database
 from studio.library.layout import Layout, inside
 from studio.library.models import JobRow
-from studio.workspace import plans
+from studio.workspace import line, plans
 from studio.workspace.bases import Bases
 from studio.workspace.guards import not_in_use
 from studio.workspace.hub import Hub
@@ -47,13 +49,13 @@ class Jobs:
         self.hub: Hub | None = None
         self.tool: Callable[[str, Mapping[str, Any]], JobRecord] | None = None  # submits an adapter tool by its kind
 
-    def train(self, config: TrainConfig) -> JobRecord:
-        """Put a training run into the queue. Raises InputError if it cannot work; then nothing was made."""
-        return self.submit(plans.train(config, self._sets, self._bases, self.source))
+    def train(self, config: TrainConfig, key: str = "") -> JobRecord:
+        """Put a training run into the queue. Raises InputError if it cannot work; then nothing was made. `key`: see `submit`."""
+        return self.submit(plans.train(config, self._sets, self._bases, self.source), key)
 
-    def generate(self, config: GenerateConfig) -> JobRecord:
-        """Put a generate job into the queue."""
-        return self.submit(plans.generate(config, self._bases, self._library))
+    def generate(self, config: GenerateConfig, key: str = "") -> JobRecord:
+        """Put a generate job into the queue. It waits while a training has the device, unless that is paused; `sample_now` does not."""
+        return self.submit(plans.generate(config, self._bases, self._library), key)
 
     def export(self, source: str, output: str | Path | None = None, format: Format = "kohya", dtype: Dtype = "fp16", **more: Any) -> JobRecord:
         """Write a run, RUN@STEP, library adapter or file in a format for others, proven; without `output` it joins the library.
@@ -87,9 +89,10 @@ class Jobs:
     def cancel(self, ref: str) -> JobRecord:
         """Stop a job. A queued one is gone from the queue at once; a running one stops at its next step, or loses its worker after 30 seconds."""
         job = self.show(ref)
-        if self._change(job.id, "queued", state="cancelled", message="cancelled before it began", finished=time.time()):
+        said = {"state": "cancelled", "message": "cancelled before it began", "remedy": "", "finished": time.time()}
+        if self._change(job.id, "queued", **said) or self._change(job.id, "paused", **{**said, "message": "cancelled"}):
             writer = EventWriter(self._folder(job.id).events_file)
-            writer.append(CancelledEvent())
+            writer.append(CancelledEvent(step=job.step, kept=job.kept))
             writer.close()
         elif self.show(job.id).state == "running":
             self._folder(job.id).request("cancel")
@@ -109,24 +112,39 @@ class Jobs:
         """Put a queued job at that place of the queue, 0 being the next to run."""
         job = self.show(ref)
         with self._db.write() as session:
-            order = (JobRow.priority.desc(), JobRow.queued, JobRow.id)
-            waiting = list(session.scalars(select(JobRow).where(JobRow.state == "queued").order_by(*order)))
-            mine = next((row for row in waiting if row.id == job.id), None)
-            if mine is None:
-                raise RunError(f"job {job.name!r} is {job.state}; only queued jobs can be moved")
-            waiting.remove(mine)
-            waiting.insert(max(0, place), mine)
-            times = sorted(row.queued for row in waiting)
-            priority = max(row.priority for row in waiting)
-            for i, (row, moment) in enumerate(zip(waiting, times, strict=True)):
-                row.queued, row.priority, row.updated = moment + i * 1e-4, priority, time.time()
+            line.move(session, job.id, place)
+        self.on_change()
+        return self.show(job.id)
+
+    def prioritise(self, ref: str, priority: int) -> JobRecord:
+        """Let a queued or paused job go before all of a lower priority; 0 is the usual one."""
+        job = self.show(ref)
+        if not any(self._change(job.id, state, priority=priority) for state in ("queued", "paused")):
+            raise RunError(f"job {job.name!r} is {self.show(job.id).state}; only waiting jobs have a priority")
+        return self.show(job.id)
+
+    def pause(self, ref: str) -> JobRecord:
+        """Hold a queued job back, or stop a running training at its next step, with a checkpoint, so that its device is free. `resume` goes on."""
+        job = self.show(ref)
+        if self._change(job.id, "queued", state="paused", message="held back", remedy="resume lets it run"):
+            return self.show(job.id)
+        job = self.show(job.id)
+        if job.state == "paused":
+            return job
+        if job.state != "running" or job.kind != "train":
+            raise RunError(f"the {job.kind} job {job.name!r} is {job.state}; only queued jobs and running trainings can pause")
+        self._folder(job.id).request("pause")
+        self._change(job.id, "running", message="pausing")
         return self.show(job.id)
 
     def resume(self, ref: str) -> JobRecord:
-        """Go on with a run that was interrupted, cancelled or failed, from its last checkpoint."""
+        """Go on with a run that was paused, interrupted, cancelled or failed, from its last checkpoint."""
         job = self.show(ref)
-        if job.state not in ("interrupted", "cancelled", "failed"):
+        if job.state not in ("paused", "interrupted", "cancelled", "failed"):
             raise RunError(f"run {job.name!r} is {job.state}; to train it further, extend it")
+        if job.state == "paused" and self._folder(job.id).claim() is None:  # nobody has begun it
+            self._change(job.id, "paused", state="queued", message="", remedy="")
+            return self.show(job.id)
         return self._go_on(job, "resume", {})
 
     def extend(self, ref: str, steps: int) -> JobRecord:
@@ -140,12 +158,19 @@ class Jobs:
 
     def retry(self, ref: str) -> JobRecord:
         """The same settings, seed included, as a new job from the start."""
+        return self.duplicate(ref, {})
+
+    def duplicate(self, ref: str, changes: Mapping[str, Any], key: str = "") -> JobRecord:
+        """A new job like that one, seed included, but for these settings. Raises SettingsError for a setting that its kind does not have."""
         manifest = self._folder(self.show(ref).id).manifest()
-        asked = {**manifest.config, "seed": manifest.settings["seed"]} if "seed" in manifest.settings else manifest.config
+        asked = {**manifest.config, "seed": manifest.settings["seed"]} if "seed" in manifest.settings else dict(manifest.config)
+        asked |= {"steps": None} if changes.get("epochs") and "steps" not in changes else {}
+        asked |= {"epochs": None} if changes.get("steps") and "epochs" not in changes else {}
+        asked |= changes
         if manifest.kind == "train":
-            return self.train(build(TrainConfig, asked))
+            return self.train(build(TrainConfig, asked), key)
         if manifest.kind == "generate":
-            return self.generate(build(GenerateConfig, asked))
+            return self.generate(build(GenerateConfig, asked), key)
         if manifest.kind in TOOLS and self.tool is not None:
             return self.tool(manifest.kind, asked)
         return self.export(**asked)
@@ -172,7 +197,7 @@ class Jobs:
 
     def restore(self, token: str) -> JobRecord:
         """Undo `remove`."""
-        return self.show(trash.restore(self._db, self._layout, token, "job"))
+        return self.show(trash.restore(self._db, self._layout, token, "job", lambda _, values: values.update(key=None)))  # its key may be taken by now
 
     def events(self, ref: str, after: int = 0) -> EventPage:
         """What a job said from byte `after` of its events on."""
@@ -211,29 +236,53 @@ class Jobs:
         """A file of the job's folder, for example a sample or the exported LoRA."""
         return inside(self._layout.jobs / self.show(ref).id, relative)
 
-    def submit(self, manifest: Manifest) -> JobRecord:
-        """Put a job that was checked into the queue."""
-        JobFolder.create(self._layout.jobs, manifest)  # first: a row without a folder would be a lie, the other way round is mended
+    def submit(self, manifest: Manifest, key: str = "") -> JobRecord:
+        """Put a job that was checked into the queue. With a `key` that a job has already, that one is meant: a repeated request makes no second."""
+        manifest = manifest.model_copy(update={"key": key})
+        if known := self._keyed(manifest):
+            return known
+        folder = JobFolder.create(self._layout.jobs, manifest)  # first: a row without a folder would be a lie, the other way round is mended
         row = row_of(manifest)
-        with self._db.write() as session:
-            session.add(row)
+        try:
+            with self._db.write() as session:
+                session.add(row)
+        except IntegrityError:
+            if (known := self._keyed(manifest)) and known.id != manifest.id:
+                shutil.rmtree(folder.path)  # the same request was a moment faster on another way
+                return known
+            return self.show(manifest.id)  # whoever began to dispatch at this moment found the folder first
+        except StudioError:
+            shutil.rmtree(folder.path)  # who is told that it was refused must not find it in the queue later
+            raise
         self.on_change()
         return record(row)
+
+    def _keyed(self, manifest: Manifest) -> JobRecord | None:
+        """The job that has this key. Raises RunError if that one is another job."""
+        if not manifest.key:
+            return None
+        with self._db.read() as session:
+            row = session.scalar(select(JobRow).where(JobRow.key == manifest.key))
+        if row is not None and (row.kind, row.config) != (manifest.kind, manifest.config):
+            raise RunError(f"key {manifest.key!r} belongs to the {row.kind} job {row.name!r}; send another key for another job")
+        return record(row) if row else None
 
     def _go_on(self, job: JobRecord, why: Literal["resume", "extend"], settings: dict[str, Any]) -> JobRecord:
         folder = self._folder(job.id)
         checkpoints = folder.checkpoints()
-        if job.kind != "train" or not checkpoints:
+        if job.kind != "train" or not (checkpoints or job.state == "paused"):
             raise RunError(f"job {job.name!r} has no checkpoint to go on from; retry starts it again")
-        last = checkpoints[-1]
+        step = checkpoints[-1].step if checkpoints else 0  # a run that paused before its first step begins
+        if checkpoints:
+            settings = {**settings, "start_from": str(folder.path / checkpoints[-1].path)}
         with self._db.write() as session:  # one transaction, so that two clicks cannot both begin a stretch
             row = session.get_one(JobRow, job.id, with_for_update=True)
             if row.state != job.state:
                 raise RunError(f"job {job.name!r} is {row.state} by now; look again")
-            manifest = folder.begin_segment(why, {**settings, "start_from": str(folder.path / last.path)})
-            row.state, row.message, row.remedy, row.kept = "queued", f"goes on from step {last.step}", "", ""
+            manifest = folder.begin_segment(why, settings)
+            row.state, row.message, row.remedy, row.kept = "queued", f"goes on from step {step}", "", ""
             row.segment, row.offset, row.settings = manifest.segment.number, manifest.segment.offset, manifest.settings
-            row.step, row.total = last.step, int(manifest.settings.get("steps") or job.total)
+            row.step, row.total = step, int(manifest.settings.get("steps") or job.total)
             row.queued = row.updated = time.time()
             row.finished = row.cancelling = None
         self.on_change()

@@ -15,12 +15,15 @@ class JobRecord(Record):
     id: str
     kind: str
     name: str
-    state: str = Field(description="queued, running, finished, failed, cancelled or interrupted")
+    state: str = Field(description="queued, running, paused, finished, failed, cancelled or interrupted")
+    priority: int = Field(default=0, description="higher ones run first")
+    queued: float = Field(default=0.0, description="place in the line among those of the same priority")
     created: float
     started: float | None = None
     finished: float | None = None
     updated: float
     device: str = ""
+    node: str = Field(default="", description="which of several dispatchers has it")
     segment: int = 1
     step: int = 0
     total: int = 0

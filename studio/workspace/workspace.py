@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 import studio
 from studio.jobs.devices import devices
-from studio.jobs.processes import WorkerFolder, silent
+from studio.jobs.processes import silent
 from studio.jobs.queue import Dispatcher, Loop
 from studio.library.database import Database
 from studio.library.layout import Layout, data_root
@@ -96,6 +96,6 @@ class Workspace:
         )
 
     def _device(self, name: str, title: str, memory: int) -> DeviceRecord:
-        state = WorkerFolder(self.layout.workers, name).state()
+        state = self._dispatcher.home(name).state()
         worker = "none" if state is None else "silent" if silent(state) else "busy" if state.job else "idle"
         return DeviceRecord(name=name, title=title, memory=memory, worker=worker, base=state.base if state else "")

@@ -50,6 +50,21 @@ def test_a_queued_job_is_cancelled_run_again_moved_removed_and_restored(client: 
     assert client.post("/api/jobs/restore", json={"token": token}).json()["id"] == run
 
 
+def test_the_queue_is_paused_ordered_and_copied_and_a_repeated_request_makes_one_job(client: TestClient, filled: str) -> None:
+    body = {"images": filled, "base": "demo-sdxl", "steps": 5, "name": "cat"}
+    run = client.post("/api/jobs/train", json=body, headers={"idempotency-key": "k"}).json()["id"]
+    assert client.post("/api/jobs/train", json=body, headers={"idempotency-key": "k"}).json()["id"] == run
+    assert client.post("/api/jobs/train", json={**body, "steps": 6}, headers={"idempotency-key": "k"}).status_code == 409
+    assert client.post("/api/jobs/train", json=body, headers={"idempotency-key": "k" * 101}).status_code == 422
+    assert len(client.get("/api/jobs").json()["items"]) == 1
+    copy = client.post(f"/api/jobs/{run}/duplicate", json={"changes": {"rank": 3}})
+    assert copy.status_code == 201 and copy.json()["settings"]["rank"] == 3
+    assert client.post(f"/api/jobs/{run}/duplicate", json={"changes": {"output": "/tmp/x.safetensors"}}).status_code == 422
+    assert client.post(f"/api/jobs/{copy.json()['id']}/priority", json={"priority": 2}).json()["priority"] == 2
+    assert client.post(f"/api/jobs/{run}/pause").json()["state"] == "paused"
+    assert client.post(f"/api/jobs/{run}/resume").json()["state"] == "queued"
+
+
 def test_steering_a_job_that_does_not_run_says_so(client: TestClient, run: str) -> None:
     for verb in ("sample", "finish", "resume"):
         reply = client.post(f"/api/jobs/{run}/{verb}")

@@ -43,10 +43,13 @@ class Pretend:
 
 
 @pytest.fixture
-def studio(tmp_path: Path) -> Workspace:
+def studio(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+    """On a database of each kind."""
+    monkeypatch.setenv("STUDIO_DATABASE_URL", database_url)
     workspace = Workspace.open(tmp_path / "data")
     workspace.sets.import_folder("Circles", draw_pictures(tmp_path / "circles"))
-    return workspace
+    yield workspace
+    workspace._db.close()
 
 
 @pytest.fixture

@@ -147,6 +147,23 @@ def test_a_killed_worker_leaves_an_interrupted_run_that_goes_on_from_its_checkpo
     assert JobFolder(studio.layout.jobs / job.id).claim() != claim
 
 
+def test_a_pause_frees_the_device_and_the_run_goes_on_as_if_nothing_had_been(studio: Workspace) -> None:
+    whole = studio.jobs.train(config(name="unbroken", steps=12, save_every=0, sample_every=0))
+    unbroken = [event.loss for event in studio.jobs.follow(whole.id) if isinstance(event, Step)]
+    job = studio.jobs.train(config(name="paused", steps=12, save_every=0, sample_every=0))
+    studio.start()
+    until_step(studio, job.id, 2)
+    studio.jobs.pause(job.id)
+    wait(lambda: studio.jobs.show(job.id).state == "paused")
+    at = studio.jobs.show(job.id).step
+    assert 2 <= at < 12 and [c.step for c in studio.jobs.checkpoints(job.id)] == [at]
+    between = studio.jobs.export(f"{job.id}@{at}")
+    assert kinds(list(studio.jobs.follow(between.id)))[-1] == "finished"
+    studio.jobs.resume(job.id)
+    assert kinds(list(studio.jobs.follow(job.id)))[-1] == "finished"
+    assert [event.loss for event in studio.jobs.events(job.id).events if isinstance(event, Step)] == unbroken
+
+
 def test_killing_the_studio_loses_nothing_and_the_next_one_tells_the_truth(studio: Workspace) -> None:
     script = (
         "import sys; from pathlib import Path; from studio.workspace import Workspace; from studio.config import GenerateConfig, TrainConfig, build\n"

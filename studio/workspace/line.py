@@ -1,0 +1,47 @@
+"""The order in which queued jobs run: by priority, then by a moment that moving a job sets between those of its neighbours."""
+
+import time
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from studio.errors import RunError
+from studio.library.models import JobRow
+
+ORDER = (JobRow.priority.desc(), JobRow.queued, JobRow.id)
+NARROW = 1e-5  # seconds between two neighbours, under which a moment between them may not be told from theirs
+
+
+def move(session: Session, id: str, place: int) -> None:
+    """Put a queued job at that place, 0 being the next to run. It takes the priority of where it goes. Raises RunError if it does not wait."""
+    statement = select(JobRow.id, JobRow.priority, JobRow.queued).where(JobRow.state == "queued").order_by(*ORDER)
+    waiting = [(row.id, row.priority, row.queued) for row in session.execute(statement)]
+    others = [row for row in waiting if row[0] != id]
+    if len(others) == len(waiting):
+        raise RunError(f"job {id} does not wait; only queued jobs can be moved")
+    place = min(max(0, place), len(others))
+    before, after = others[place - 1] if place else None, others[place] if place < len(others) else None
+    if before and after and before[1] == after[1] and after[2] - before[2] < NARROW:
+        _spread(session, others)
+        return move(session, id, place)
+    near = after or before
+    if near is None:
+        return
+    if before and after and before[1] == after[1]:
+        moment = (before[2] + after[2]) / 2
+    elif after:
+        moment = after[2] - 1.0
+    else:  # behind the last one, but before whatever is submitted from now on
+        moment = max((near[2] + time.time()) / 2, near[2] + 1e-3)
+    _put(session, id, near[1], moment)
+
+
+def _spread(session: Session, waiting: list[tuple[str, int, float]]) -> None:
+    """A millisecond between neighbours again, none of them later than now."""
+    first = time.time() - len(waiting) * 1e-3
+    for i, (id, priority, _) in enumerate(waiting):
+        _put(session, id, priority, first + i * 1e-3)
+
+
+def _put(session: Session, id: str, priority: int, moment: float) -> None:
+    session.execute(update(JobRow).where(JobRow.id == id, JobRow.state == "queued").values(priority=priority, queued=moment, updated=time.time()))
