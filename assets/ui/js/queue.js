@@ -1,4 +1,4 @@
-// Queue: every job with its state and progress; cancel, run again, open, remove with undo.
+// Queue: every job with its state and progress, in the order they run; pause, order, cancel, run again, open, remove with undo.
 
 import * as api from "./api.js";
 import { on, say } from "./bus.js";
@@ -11,8 +11,9 @@ import { words } from "./status.js";
 import { failed, toast } from "./toasts.js";
 
 const SYMBOLS = { train: "train", generate: "generate", export: "download", merge: "layers", resize: "minus", extract: "layers", bake: "box" };
-const TONES = { running: "accent", finished: "good", failed: "bad", interrupted: "warn" };
-const ORDER = { running: 0, queued: 1 };
+const TONES = { running: "accent", paused: "warn", finished: "good", failed: "bad", interrupted: "warn" };
+const ORDER = { running: 0, queued: 1, paused: 2 };
+const LAST = 1e6; // a place behind every job
 
 const post = (job, verb, body) => api.post(`/jobs/${api.id(job.id)}/${verb}`, body).catch(failed("That did not work"));
 
@@ -32,9 +33,19 @@ async function remove(job) {
   }
 }
 
+const canPause = (job) => job.state === "queued" || (job.state === "running" && job.kind === "train" && !job.cancelling);
+
+// Running ones, then those that wait in the order they will run, then the newest.
+function before(a, b) {
+  const rank = (job) => ORDER[job.state] ?? 3;
+  return rank(a) - rank(b) || (a.state === "queued" ? b.priority - a.priority || a.queued - b.queued || (a.id < b.id ? -1 : 1) : isActive(a) ? a.created - b.created : b.created - a.created);
+}
+
 function choices(job) {
   const items = [];
-  if (job.state === "queued") items.push({ label: "Run next", symbol: "upload", act: () => post(job, "move", { place: 0 }) });
+  if (job.state === "queued") items.push({ label: "Run next", symbol: "upload", act: () => post(job, "move", { place: 0 }) }, { label: "Run last", symbol: "download", act: () => post(job, "move", { place: LAST }) });
+  if (canPause(job)) items.push({ label: job.state === "queued" ? "Hold back" : "Pause and free the device", symbol: "clock", act: () => post(job, "pause") });
+  if (job.state === "paused") items.push({ label: "Go on", symbol: "play", act: () => post(job, "resume") }, { label: "Cancel", symbol: "stop", act: () => post(job, "cancel") });
   if (job.kind === "train" && ["cancelled", "failed", "interrupted"].includes(job.state)) items.push({ label: "Go on from the last checkpoint", symbol: "play", act: () => post(job, "resume") });
   if (!isActive(job)) items.push({ label: "Run again", symbol: "retry", act: () => post(job, "retry") }, { label: "Remove", symbol: "trash", danger: true, act: () => remove(job) });
   return items;
@@ -77,7 +88,7 @@ export function mount(element) {
     none.hidden = state.jobs.length > 0 || !state.loaded.jobs;
     const active = state.jobs.filter(isActive).length;
     title.textContent = active ? `Queue · ${count(active, "job")} to do` : "Queue";
-    const sorted = [...state.jobs].sort((a, b) => (ORDER[a.state] ?? 2) - (ORDER[b.state] ?? 2) || (isActive(a) ? a.created - b.created : b.created - a.created));
+    const sorted = [...state.jobs].sort(before);
     keyed(list, sorted, (job) => job.id, makeRow, fillRow);
   };
   on("jobs", draw);

@@ -13,7 +13,7 @@ import { show } from "./shell.js";
 import { isActive, job, state } from "./state.js";
 import { failed, toast } from "./toasts.js";
 
-const TONES = { running: "accent", queued: "", finished: "good", failed: "bad", cancelled: "", interrupted: "warn" };
+const TONES = { running: "accent", paused: "warn", queued: "", finished: "good", failed: "bad", cancelled: "", interrupted: "warn" };
 
 let open = remembered("run", "");
 let history = null;
@@ -43,27 +43,29 @@ function controls() {
   const sample = button("Sample now", { symbol: "camera", kind: "small", title: "Draw the preview pictures at the next step", act: act("sample", "Pictures come with the next step") });
   const finish = button("Finish now and keep", { symbol: "flag", kind: "small", title: "Stop after this step and write the LoRA as it is", act: act("finish", "Finishing after this step") });
   const cancel = button("Cancel", { symbol: "stop", kind: "small danger", title: "Stop; checkpoints stay  ·  Esc", act: act("cancel") });
+  const pause = button("Pause", { symbol: "clock", kind: "small", title: "Stop after this step with a checkpoint, so that other jobs get the device", act: act("pause", "Pausing after this step") });
   const go = button("Use in Generate", { symbol: "generate", kind: "small primary", act: () => useRun() });
   const save = button("Export", { symbol: "download", kind: "small", act: () => exportDialog({ source: open, name: job(open)?.name ?? "lora" }) });
   const more = button("Train further", { symbol: "plus", kind: "small", title: "Add steps to this run", act: (_, at) => menu(at, [100, 250, 500, 1000].map((n) => ({ label: `${n} more steps`, symbol: "plus", act: () => api.post(`/jobs/${api.id(open)}/extend`, { steps: n }).catch(failed("The run was not extended")) }))) });
   const resume = button("Go on", { symbol: "play", kind: "small primary", title: "From the last checkpoint", act: act("resume") });
   const again = button("Run again", { symbol: "retry", kind: "small", act: act("retry") });
-  const node = h("div", { class: "st-run-controls" }, sample, finish, cancel, go, save, more, resume, again);
+  const node = h("div", { class: "st-run-controls" }, sample, finish, pause, cancel, go, save, more, resume, again);
   return {
     node,
     draw(record) {
       const running = record.state === "running";
       const stepping = running && record.step > 0;
       [sample, finish].forEach((one) => { one.hidden = !running; setReason(one, stepping ? "" : "Once the first step is done"); });
-      cancel.hidden = !isActive(record);
+      pause.hidden = !isActive(record) || record.cancelling;
+      cancel.hidden = !isActive(record) && record.state !== "paused";
       setReason(cancel, record.cancelling ? "It stops after this step" : "");
       const usable = !isActive(record) && (history?.checkpoints.size ?? 0) > 0;
       const kept = state.adapters.some((one) => one.run === record.id);
       save.hidden = !usable;
       more.hidden = !usable || record.state !== "finished";
-      resume.hidden = !usable || record.state === "finished";
+      resume.hidden = record.state !== "paused" && (!usable || record.state === "finished");
       go.hidden = isActive(record) || !kept;
-      again.hidden = isActive(record) || record.state === "finished";
+      again.hidden = isActive(record) || ["finished", "paused"].includes(record.state);
     },
   };
 }
