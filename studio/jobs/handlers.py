@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.config import GenerateConfig, TrainConfig, build
-from studio.events import Event, Exported, Finished, Loading, Sample, Started
+from studio.events import Checkpoint, Event, Exported, Finished, Loading, Sample, Started
 from studio.families.base import Base
 from studio.jobs import exporting
 from studio.jobs.folder import FolderRequests, JobFolder, Manifest
@@ -110,9 +110,11 @@ def train(work: Work) -> Iterator[Event]:
         return
     yield Loading(phase="writing the LoRA file")
     reached("export")
-    exported = _export_run(work, config)
-    reached("exported")
-    yield exported
+    exported = _exported_before(work)
+    if exported is None:
+        exported = _export_run(work, config)
+        reached("exported")
+        yield exported
     yield Finished(step=finished.step, seconds=finished.seconds, result={**finished.result, "path": exported.path})
 
 
@@ -126,6 +128,13 @@ def _preview(config: TrainConfig, captions: Sequence[str]) -> "Callable[[Compone
         return preview(c, prompts, step, folder, max(config.seed, 0))
 
     return draw
+
+
+def _exported_before(work: Work) -> Exported | None:
+    """The export of the last checkpoint if the worker died right after it: told twice it would join the library twice."""
+    said = [event for event in work.folder.read()[0] if isinstance(event, Checkpoint | Exported)]
+    last = said[-1] if said else None
+    return last if isinstance(last, Exported) and (work.folder.path / last.path).is_file() else None
 
 
 def _export_run(work: Work, config: TrainConfig) -> Exported:

@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from studio.errors import StudioError
+from studio.jobs import leftovers
 from studio.jobs.folder import JobFolder, Manifest
 from studio.library import adapters, trash
 from studio.library.database import Database
@@ -20,12 +21,10 @@ from studio.library.models import AdapterRow, ImageRow, JobRow, SetRow
 
 logger = logging.getLogger(__name__)
 
-STALE_SECONDS = 3600.0  # a part file nobody finished for so long belongs to a dead process
-
 
 def reconcile(db: Database, layout: Layout) -> None:
     """Rows for folders without one, no rows without files, no leftovers of crashes. Others may submit and dispatch meanwhile."""
-    _collect(layout)
+    leftovers.collect(layout)
     trash.settle(db, layout)
     _jobs(db, layout)
     _adapters(db, layout)
@@ -127,15 +126,6 @@ def _drop(db: Database, table: type[JobRow] | type[AdapterRow] | type[SetRow] | 
             row = session.get(table, id)
             if row is not None:
                 session.delete(row)
-
-
-def _collect(layout: Layout) -> None:
-    """Remove part files and upload leftovers of processes that died."""
-    old = time.time() - STALE_SECONDS
-    for folder in (layout.jobs, layout.sets, layout.adapters, layout.tmp, *_folders(layout.adapters), *_folders(layout.images)):
-        for path in folder.iterdir():
-            if (folder == layout.tmp or path.name.endswith(".part")) and path.lstat().st_mtime < old:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _folders(parent: Path) -> Iterator[Path]:
