@@ -14,6 +14,7 @@ from studio.jobs.queue import Dispatcher, Loop
 from studio.library.database import Database
 from studio.library.layout import Layout, data_root
 from studio.library.models import JobRow
+from studio.library.repair import set_aside
 from studio.workspace.bases import Bases
 from studio.workspace.gallery import Gallery
 from studio.workspace.hub import Hub
@@ -43,6 +44,7 @@ class Workspace:
         self.tools = Tools(self.bases, self.library, self.jobs.source, self.jobs.submit)
         self.jobs.tool = self.tools.run
         self._db = db
+        self.repaired = ""  # what had to be mended when the folder was opened, in a sentence
         self._dispatcher = Dispatcher(db, layout, devices)
         self._loop = Loop(self._dispatcher, Watch(db, layout, self.hub, record).look)
         self.jobs.on_change = self._loop.wake
@@ -55,7 +57,10 @@ class Workspace:
         """The workspace of a data folder, made if it is new. Raises InputError if it cannot be written."""
         layout = Layout(data_root(data)).create()
         url = os.environ.get("STUDIO_DATABASE_URL") or f"sqlite:///{layout.database}"
-        return cls(layout, Database.open(url, layout.tmp / "migrate.lock"))
+        told = set_aside(layout.database, layout.lock()) if url == f"sqlite:///{layout.database}" else ""
+        workspace = cls(layout, Database.open(url, layout.tmp / "migrate.lock"))
+        workspace.repaired = told
+        return workspace
 
     def start(self) -> None:
         """Hand out jobs, or take over from whoever does when that ends; and feed the hub."""
@@ -92,7 +97,7 @@ class Workspace:
             disk_free=usage.free,
             disk_total=usage.total,
             dispatching=self._dispatcher.leads,
-            trouble=self._loop.trouble,
+            trouble=self._loop.trouble or self.repaired,
         )
 
     def _device(self, name: str, title: str, memory: int) -> DeviceRecord:
