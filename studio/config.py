@@ -14,6 +14,7 @@ from studio.errors import SettingsError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Targets = Literal["attention", "attention+mlp", "all-linear", "full+conv"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}$")]
 
 
@@ -58,6 +59,15 @@ def _lines(value: Any) -> Any:
     return value
 
 
+def _words(value: Any) -> Any:
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, Iterable) and not isinstance(value, Mapping):
+        rows = [item.replace("\n", ",").split(",") if isinstance(item, str) else [item] for item in value]
+        return tuple(dict.fromkeys(item.strip() if isinstance(item, str) else item for row in rows for item in row if item))
+    return value
+
+
 class BaseChoice(Settings):
     """Which base model, and the parts that may come from elsewhere."""
 
@@ -97,6 +107,10 @@ class TrainConfig(BaseChoice):
     caption_dropout: float = Field(default=0.0, ge=0, le=1, description="Share of steps that see an empty caption")
     flip: bool = Field(default=False, description="Also train on mirrored pictures; not for faces with a side parting, text or logos")
     gradient_checkpointing: bool | None = Field(default=None, description="Recompute activations to save memory; empty turns it on for full-size bases")
+    processes: int = Field(default=1, ge=1, le=64, description="Processes that share every batch, each with a GPU of its own; at most batch_size")
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_words)] = Field(
+        default=(), max_length=3, description="Also log to these, in the job's folder; by commas: tensorboard, wandb, mlflow"
+    )
     start_from: str | None = Field(default=None, description="Start from an existing LoRA: library name, run or file")
     seed: int = Field(default=-1, ge=-1, le=2**63 - 1, description="-1 draws one and records it")
     save_every: int = Field(default=0, ge=0, description="Steps between checkpoints; 0 keeps only the last")

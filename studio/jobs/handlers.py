@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from studio.config import GenerateConfig, TrainConfig, build
 from studio.events import Checkpoint, Event, Exported, Finished, Loading, Sample, Started
 from studio.families.base import Base
-from studio.jobs import exporting
+from studio.jobs import exporting, ranks, trackers
 from studio.jobs.folder import FolderRequests, JobFolder, Manifest
 from studio.jobs.spec import ExportConfig
 from studio.killpoints import reached
 from studio.library.layout import Layout
 
 if TYPE_CHECKING:
+    from studio.data.images import ImageSet
     from studio.families.base import Components
 
 PREVIEW_PROMPTS = 3  # captions taken as preview prompts when none are given
@@ -80,31 +81,20 @@ def base_from(values: Mapping[str, Any]) -> Base:
 def train(work: Work) -> Iterator[Event]:
     """Train, then write the adapter for others and read it back; only then is the run finished."""
     from studio.data.images import read_set
-    from studio.training.loop import train as run
-    from studio.training.plan import with_trigger
 
     yield Loading(phase="starting")
     work.warm.free()
     config = build(TrainConfig, work.manifest.settings)
-    images = read_set(Path(work.manifest.paths["images"]))
-    captions = [with_trigger(picture.caption, config.trigger or images.trigger) for picture in images.pictures]
-    preview = _preview(config, captions)
+    trackers.check(config.trackers)
+    steps = ranks.trained(work, config.processes) if config.processes > 1 else stepping(work)
     finished: Finished | None = None
-    for event in run(
-        config,
-        work.base,
-        images,
-        work.folder.path,
-        work.layout.cache / "encoded",
-        requests=work.requests,
-        preview=preview,
-        device=work.warm.device,
-    ):
+    for event in trackers.tracked(steps, config, work.folder.path):
         if isinstance(event, Finished):
             finished = event
             break
         if isinstance(event, Started):
-            exporting.remember(work.folder, event, images.title or images.name, captions)
+            images = read_set(Path(work.manifest.paths["images"]))
+            exporting.remember(work.folder, event, images.title or images.name, _captions(config, images))
         yield event
     if finished is None:
         return
@@ -116,6 +106,24 @@ def train(work: Work) -> Iterator[Event]:
         reached("exported")
         yield exported
     yield Finished(step=finished.step, seconds=finished.seconds, result={**finished.result, "path": exported.path})
+
+
+def stepping(work: Work) -> Iterator[Event]:
+    """The training itself, in this process."""
+    from studio.data.images import read_set
+    from studio.training.loop import train as run
+
+    config = build(TrainConfig, work.manifest.settings)
+    images = read_set(Path(work.manifest.paths["images"]))
+    preview = _preview(config, _captions(config, images))
+    cache = work.layout.cache / "encoded"
+    return run(config, work.base, images, work.folder.path, cache, requests=work.requests, preview=preview, device=work.warm.device)
+
+
+def _captions(config: TrainConfig, images: "ImageSet") -> list[str]:
+    from studio.training.plan import with_trigger
+
+    return [with_trigger(picture.caption, config.trigger or images.trigger) for picture in images.pictures]
 
 
 def _preview(config: TrainConfig, captions: Sequence[str]) -> "Callable[[Components, int, Path], Iterable[Sample]] | None":

@@ -22,6 +22,7 @@ from studio.families.devices import resolve_dtype
 from studio.killpoints import reached
 from studio.lora import attach
 from studio.training import checkpoint, objective, optim, preflight
+from studio.training import team as teams
 from studio.training.draws import Draw
 from studio.training.plan import Plan, plan, resumable
 from studio.training.previews import Preview, Previewer
@@ -59,9 +60,12 @@ def train(
 
     where = _device(device)
     store = Cache(cache, base, family, resolve_dtype(made.config.precision, where), where)
-    for event in store.fill(made.everything()):
-        yield event
-        wishes.heed()
+    team = teams.current()
+    if team.main:
+        for event in store.fill(made.everything()):
+            yield event
+            wishes.heed()
+    wishes.requests = team.hear(requests, where)
 
     yield Loading(phase=f"Loading {base.title or base.name}")
     run = Run(made, family, store, folder)
@@ -79,16 +83,18 @@ def train(
             if not outcome.applied:
                 yield Warned(message=f"step {run.step}: the loss is not finite; step skipped ({run.skipped} so far)")
             wishes.heed()
-            if (_due(made.config.save_every, run.step) or wishes.leave) and run.step < made.steps:
+            if team.main and (_due(made.config.save_every, run.step) or wishes.leave) and run.step < made.steps:
                 yield run.save()
             if wishes.leave:
                 break
-            if _due(made.config.sample_every, run.step) or wishes.sample():
+            if team.main and (_due(made.config.sample_every, run.step) or wishes.sample()):
                 yield from previewer.show(run.step)
             if wishes.finish:
                 break
         if wishes.leave and run.step < made.steps:
             raise Interrupted(f"the worker was told to end at step {run.step}")
+        if not team.main:
+            return
         if run.saved is None or run.saved.step != run.step:
             yield run.save()
         yield Finished(step=run.step, seconds=round(time.monotonic() - began, 3), result=run.result(early=run.step < made.steps))
@@ -177,6 +183,7 @@ class Run:
         self.notes.clear()
         while (loss := self._accumulated(numbers, pictures)) is None:
             self._halve()
+        loss = teams.current().sum(loss, self.stepper.weights.exact)
         if not self.checked:
             self.stepper.check_gradients()
             self.checked = True
@@ -215,9 +222,9 @@ class Run:
     def _micros(self, number: int) -> Iterator[Micro]:
         """A batch, in as many pieces as memory asks for."""
         reached("batch")
-        chosen = self.plan.batch(number)
+        chosen = teams.current().share(self.plan.batch(number))
         size = self.micro or len(chosen)
-        for start in range(0, len(chosen), size):
+        for start in range(0, len(chosen), size or 1):
             yield self._micro(chosen[start : start + size])
 
     def _micro(self, chosen: Sequence[tuple[Want, Draw]]) -> Micro:

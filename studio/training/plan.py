@@ -20,7 +20,7 @@ from studio.training.draws import Draw
 
 # Settings that a resumed run may change: they move its end, its output or its looks, not a step that was taken.
 FREE = frozenset(
-    {"steps", "epochs", "name", "output", "images", "trigger", "start_from", "gradient_checkpointing"}
+    {"steps", "epochs", "name", "output", "images", "trigger", "start_from", "gradient_checkpointing", "processes", "trackers"}
     | {"save_every", "sample_every", "sample_prompts", "keep_checkpoints", "anchor_every"}
 )
 

@@ -28,6 +28,7 @@ LABELS = {
     "save_every": "Save every",
     "keep_checkpoints": "Keep resumable",
     "anchor_every": "Keep for good every",
+    "processes": "GPUs at once",
     "start_from": "Start from LoRA",
     "flip": "Mirror pictures",
     "negative_prompt": "Negative prompt",

@@ -17,7 +17,8 @@ ADVANCED = {
     "Network": ("targets", "network", "alpha", "start_from"),
     "Optimizer": ("optimizer", "lr_schedule", "warmup_steps", "weight_decay", "max_gradient_norm", "seed"),
     "Objective": ("min_snr_gamma", "flow_shift", "caption_dropout", "flip"),
-    "Base and memory": ("precision", "gradient_checkpointing", "vae", "encoders"),
+    "Base and memory": ("precision", "gradient_checkpointing", "processes", "vae", "encoders"),
+    "Elsewhere": ("trackers",),
 }
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from studio import families
 from studio.config import GenerateConfig, Settings, TrainConfig, build, resolve, safe_stem
-from studio.errors import InputError
+from studio.errors import InputError, SettingsError
 from studio.families.base import Base
 from studio.generation import prompt
+from studio.jobs import trackers
 from studio.jobs.folder import Manifest
 from studio.jobs.handlers import base_values
 from studio.library import adapters
@@ -61,6 +62,9 @@ def train(config: TrainConfig, sets: Sets, bases: Bases, find: Callable[[str], S
     base = bases.resolve(config)
     images = sets.resolve(config.images)
     settings = resolved_train(config, base)
+    if settings.batch_size and settings.processes > settings.batch_size:
+        raise SettingsError(f"processes {settings.processes} is more than batch_size {settings.batch_size}: some would have nothing to do; lower it")
+    trackers.check(settings.trackers)
     paths = {"images": str(images.folder)}
     uses = [f"set:{images.id}"] if images.id else []
     changes: dict[str, Any] = {"seed": _seed(config), "trigger": config.trigger or images.trigger}

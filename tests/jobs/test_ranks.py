@@ -1,0 +1,99 @@
+"""One training by two processes on the processor, against the same training by one."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import torch
+
+from studio.config import TrainConfig, build
+from studio.data.images import read_set
+from studio.errors import RunError
+from studio.events import Checkpoint, Event, Finished, Step
+from studio.families import sources
+from studio.jobs import ranks
+from studio.jobs.folder import FolderRequests, JobFolder, Manifest
+from studio.jobs.handlers import Warm, Work, base_values, stepping
+from studio.library.layout import Layout
+from studio.training import checkpoint
+from tests.jobs.conftest import draw_pictures
+
+TOLERANCE = 1e-5  # fp32: only the order of sums differs
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    root = tmp_path_factory.mktemp("ranks")
+    draw_pictures(root / "circles", 3)
+    return Layout(root / "data").create()
+
+
+def work(layout: Layout, id: str, **changes: object) -> Work:
+    values = {"base": "demo-sdxl", "images": "circles", "resolution": 64, "batch_size": 2, "rank": 2, "seed": 5, "steps": 4, **changes}
+    config = build(TrainConfig, values)
+    paths = {"images": str(layout.root.parent / "circles")}
+    base = base_values(sources.find("demo-sdxl"))
+    manifest = Manifest(id=id, kind="train", name=id, config=values, settings=config.model_dump(mode="json"), base=base, paths=paths)
+    folder = JobFolder.create(layout.jobs, manifest)
+    return Work(folder, manifest, layout, FolderRequests(folder.path), Warm("cpu"))
+
+
+def steps(events: list[Event]) -> list[Step]:
+    return [event for event in events if isinstance(event, Step)]
+
+
+def test_two_processes_train_as_one_does_with_uneven_batches(layout: Layout) -> None:
+    assert len(read_set(layout.root.parent / "circles").pictures) == 3, "batches of two and one: the second process has no share of the last"
+    alone, together = work(layout, "alone", gradient_accumulation=1), work(layout, "together", processes=2)
+    one, two = list(stepping(alone)), list(ranks.trained(together, 2))
+    assert isinstance(two[-1], Finished)
+    assert [event.kind for event in two if event.kind != "loading"] == [event.kind for event in one if event.kind != "loading"]
+    assert len(steps(two)) == 4
+    for a, b in zip(steps(one), steps(two), strict=True):
+        assert a.loss == pytest.approx(b.loss, abs=TOLERANCE) and a.gradient_norm == pytest.approx(b.gradient_norm, rel=1e-4)
+    weights = [checkpoint.adapter(job.folder.path / "checkpoints" / "step-000004").layers for job in (alone, together)]
+    assert weights[0].keys() == weights[1].keys()
+    for path, layer in weights[0].items():
+        torch.testing.assert_close(weights[1][path].delta(), layer.delta(), atol=TOLERANCE, rtol=1e-3)
+    assert len(list((together.folder.path / "checkpoints").iterdir())) == 1, "one process writes"
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "studio.jobs.rank" in child.cmdline()]
+
+
+def until_checkpoint(events: Iterator[Event]) -> None:
+    assert any(isinstance(event, Checkpoint) for event in events)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_dead_process_ends_the_training_in_one_sentence_and_keeps_the_checkpoint(layout: Layout) -> None:
+    job = work(layout, "bereaved", processes=2, steps=5000, save_every=2)
+    events = ranks.trained(job, 2)
+    until_checkpoint(events)
+    second = children()[1]
+    second.send_signal(signal.SIGKILL)
+    with pytest.raises(RunError, match="process 2 of 2 was killed by the system"):
+        list(events)
+    assert not children()
+    kept = checkpoint.latest(job.folder.path / "checkpoints")
+    assert kept is not None and kept.step >= 2
+
+
+@pytest.mark.parametrize(("wish", "last"), [("finish", "finished"), pytest.param("cancel", "cancelled", marks=pytest.mark.long)])
+def test_a_wish_reaches_all_processes(layout: Layout, wish: str, last: str) -> None:
+    job = work(layout, wish, processes=2, steps=5000, save_every=1)
+    events = ranks.trained(job, 2)
+    until_checkpoint(events)
+    running = children()
+    job.folder.request(wish)  # type: ignore[arg-type]
+    assert list(events)[-1].kind == last
+    time.sleep(0.1)
+    assert [process for process in running if process.is_running()] == [], "none is left"
+
+
+def test_cards_are_counted_from_the_workers_own() -> None:
+    assert ranks.places("cuda:2", 2) == ["cuda:2", "cuda:3"] and ranks.places("cpu", 2) == ["cpu", "cpu"]

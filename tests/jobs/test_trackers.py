@@ -1,0 +1,81 @@
+"""What trackers were told, read back from what they wrote."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from studio.config import TrainConfig
+from studio.errors import SettingsError
+from studio.events import Event, Finished, Sample, Started, Step, Warned
+from studio.jobs import trackers
+
+
+def run(folder: Path) -> Iterator[Event]:
+    """Three steps and a sample, as a training tells them."""
+    (folder / "samples").mkdir()
+    Image.new("RGB", (8, 6), (250, 10, 20)).save(folder / "samples" / "a.png")
+    yield Started(total=3, settings={"rank": 4, "alpha": None, "trackers": ["tensorboard"]})
+    for step in (1, 2, 3):
+        yield Step(step=step, total=3, loss=0.5 / step, learning_rate=1e-3, gradient_norm=2.0 * step, seconds=0.25)
+    yield Sample(step=3, path="samples/a.png", prompt="a red wall", seed=1)
+    yield Finished(step=3)
+
+
+def config(*names: str) -> TrainConfig:
+    return TrainConfig.model_validate({"images": "set", "name": "mine", "trackers": list(names)})
+
+
+def test_tensorboard_holds_every_figure_and_the_sample(tmp_path: Path) -> None:
+    told = list(trackers.tracked(run(tmp_path), config("tensorboard"), tmp_path))
+    assert [event.kind for event in told] == ["started", "step", "step", "step", "sample", "finished"]
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(tmp_path / "trackers" / "tensorboard" / "mine"))
+    read.Reload()
+    figures = {tag: [(row.step, row.value) for row in read.Scalars(tag)] for tag in ("loss", "learning_rate", "gradient_norm", "seconds")}
+    assert figures["loss"] == [(1, 0.5), (2, 0.25), (3, pytest.approx(0.5 / 3))]
+    assert figures["gradient_norm"] == [(1, 2.0), (2, 4.0), (3, 6.0)]
+    assert [step for step, _ in figures["learning_rate"]] == [step for step, _ in figures["seconds"]] == [1, 2, 3]
+    (tag,) = read.Tags()["images"]
+    (picture,) = read.Images(tag)
+    assert "a red wall" in tag and (picture.step, picture.width, picture.height) == (3, 8, 6)
+
+
+def test_a_tracker_that_fails_warns_once_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(trackers, "_tell", broken)
+    told = list(trackers.tracked(run(tmp_path), config("tensorboard"), tmp_path))
+    assert [event.kind for event in told if not isinstance(event, Warned)] == ["started", "step", "step", "step", "sample", "finished"]
+    assert [event.message for event in told if isinstance(event, Warned)] == ["tensorboard is told nothing more: OSError: no space"]
+
+
+def test_a_missing_package_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else there(name))
+    trackers.check(("tensorboard",))
+    with pytest.raises(SettingsError, match="pip install wandb"):
+        trackers.check(("tensorboard", "wandb"))
+
+
+def test_trackers_are_named_by_commas_or_as_a_list() -> None:
+    assert config("tensorboard,wandb").trackers == config("tensorboard", "wandb", "wandb").trackers == ("tensorboard", "wandb")
+    assert TrainConfig(images="set", trackers="mlflow").trackers == ("mlflow",)  # type: ignore[arg-type]
+    with pytest.raises(ValidationError):
+        config("paper")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "left"), [("wandb", "wandb/offline-run-*"), ("mlflow", "mlflow.db")])
+def test_the_others_write_into_the_job_folder(tmp_path: Path, name: str, left: str) -> None:
+    pytest.importorskip(name)
+    told = list(trackers.tracked(run(tmp_path), config(name), tmp_path))
+    assert [event.message for event in told if isinstance(event, Warned)] == []
+    assert list((tmp_path / "trackers").glob(left))
