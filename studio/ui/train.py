@@ -13,7 +13,7 @@ from studio.workspace import Workspace
 SIMPLE = ("base", "name", "trigger", "steps", "resolution", "rank", "learning_rate", "sample_every", "save_every", "sample_prompts")
 STARTS_WITH = {"sample_every": "50"}  # whoever watches wants to see something; the command line makes none unless asked
 ADVANCED = {
-    "Length": ("epochs", "repeats", "batch_size", "gradient_accumulation"),
+    "Length": ("epochs", "repeats", "batch_size", "gradient_accumulation", "keep_checkpoints", "anchor_every"),
     "Network": ("targets", "network", "alpha", "start_from"),
     "Optimizer": ("optimizer", "lr_schedule", "warmup_steps", "weight_decay", "max_gradient_norm", "seed"),
     "Objective": ("min_snr_gamma", "flow_shift", "caption_dropout", "flip"),
