@@ -1,5 +1,6 @@
 """File names that every system, and everyone's eyes, can take."""
 
+import re
 import unicodedata
 from collections.abc import Container
 from pathlib import PurePosixPath
@@ -16,7 +17,7 @@ def safe_stem(name: str, taken: Container[str]) -> str:
     stem = base[: -len(PurePosixPath(base).suffix) or None]
     # No dots: `cat.png.txt` must be the caption of cat.png and of no other picture.
     shown = "".join("_" if c in '<>:"/\\|?*.' else c for c in stem if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-    short = _shorten(shown.strip(" _").lstrip("-"), MAX_STEM_BYTES) or "picture"
+    short = _shorten(re.sub(r"^[\s_-]+|[\s_]+$", "", shown), MAX_STEM_BYTES) or "picture"
     if short.lower() in _RESERVED:
         short = f"_{short}"
     free, n = short, 1

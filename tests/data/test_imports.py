@@ -361,7 +361,8 @@ def test_any_name_becomes_one_that_every_system_takes(name, taken):
 
 
 @pytest.mark.parametrize(
-    ("name", "stem"), [("🦊 fox.png", "🦊 fox"), ("con.png", "_con"), ("--help.png", "help"), ("a.png ", "a"), ("..", "picture"), ("\u202egnp.exe", "gnp")]
+    ("name", "stem"),
+    [("🦊 fox.png", "🦊 fox"), ("con.png", "_con"), ("--help.png", "help"), ("a.png ", "a"), ("..", "picture"), ("\u202egnp.exe", "gnp"), ("\xa0- 0.png", "0")],
 )
 def test_names_are_changed_no_more_than_needed(name, stem):
     assert safe_stem(name, set()) == stem

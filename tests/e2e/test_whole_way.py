@@ -52,6 +52,7 @@ def listed(address: str, what: str) -> list[dict]:
 def test_from_pictures_to_a_shared_file(watched, studio, tmp_path: Path) -> None:
     page = watched.page
     before = len(listed(studio.address, "adapters"))  # other tests share this studio
+    others = {job["id"] for job in listed(studio.address, "jobs")}
     prompt = f"{WORD} in the snow, {STYLE_WORD}"
     watched.view("train")
 
@@ -125,5 +126,5 @@ def test_from_pictures_to_a_shared_file(watched, studio, tmp_path: Path) -> None
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(".st-lora")).to_have_count(before + 2)
 
-    assert {job["state"] for job in listed(studio.address, "jobs")} == {"finished"}
+    assert {job["state"] for job in listed(studio.address, "jobs") if job["id"] not in others} == {"finished"}
     assert (watched.errors, watched.foreign, watched.dialogs) == ([], [], [])
