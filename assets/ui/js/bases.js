@@ -37,6 +37,8 @@ function row(item) {
 export function basesTab() {
   const list = h("ul", { class: "st-rows" });
   const node = h("div", { class: "st-scroll st-bases", hidden: true }, h("div", { class: "st-bases-head" }, h("p", { class: "st-dim" }, "A LoRA belongs to the family of the base it was trained on. Add a diffusers folder or a single .safetensors checkpoint; a hub model comes with “lora-studio base download”."), button("Add a base", { kind: "primary", symbol: "plus", act: add })), list);
-  on("bases", () => keyed(list, state.bases, (item) => `${item.name} ${item.problem}`, row));
+  const draw = () => keyed(list, state.bases, (item) => `${item.name} ${item.problem}`, row);
+  on("bases", draw);
+  draw();
   return node;
 }

@@ -120,4 +120,5 @@ export function mount(element) {
   command({ id: "library-search", title: "Search the library", keys: "/", symbol: "search", when: () => current() === "library", run: () => input.focus() });
   tab(0);
   draw();
+  if (state.loaded.adapters) search();  // the list may have come before this panel was there to hear of it
 }
