@@ -12,14 +12,8 @@ from studio.workspace import Workspace
 
 SIMPLE = ("base", "name", "trigger", "steps", "resolution", "rank", "learning_rate", "sample_every", "save_every", "sample_prompts")
 STARTS_WITH = {"sample_every": "50"}  # whoever watches wants to see something; the command line makes none unless asked
-ADVANCED = {
-    "Length": ("epochs", "repeats", "batch_size", "gradient_accumulation", "keep_checkpoints", "anchor_every"),
-    "Network": ("targets", "network", "alpha", "start_from"),
-    "Optimizer": ("optimizer", "lr_schedule", "warmup_steps", "weight_decay", "max_gradient_norm", "seed"),
-    "Objective": ("min_snr_gamma", "flow_shift", "caption_dropout", "flip"),
-    "Base and memory": ("precision", "gradient_checkpointing", "processes", "vae", "encoders"),
-    "Elsewhere": ("trackers",),
-}
+ELSEWHERE = {"images", "output"}  # chosen beside the form, or for the command line alone
+ADVANCED = {group.TITLE: [name for name in group.model_fields if name not in (*SIMPLE, *ELSEWHERE)] for group in TrainConfig.GROUPS}
 
 
 def train_view(workspace: Workspace) -> None:
@@ -50,6 +44,8 @@ def _form(bases: list[str]) -> Form:
     slot("heading.js", "train-fold", mount="mountFold", options={"title": "Advanced", "folds": "train-advanced"})
     with gr.Column(elem_id="train-advanced", elem_classes="st-advanced"):
         for title, names in ADVANCED.items():
+            if not names:
+                continue
             gr.HTML(f"<h4>{title}</h4>", elem_classes="st-grouptitle", apply_default_css=False)
             with gr.Column(elem_classes="st-fields"):
                 for name in names:

@@ -1,0 +1,37 @@
+"""Settings of a training run, in groups: each group is a class of its own, and the form shows it under its title."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from studio.config.bases import BaseChoice
+from studio.config.settings import Settings
+from studio.config.training.keeping import Keeping
+from studio.config.training.length import Length
+from studio.config.training.memory import Memory
+from studio.config.training.network import Network
+from studio.config.training.objective import Objective
+from studio.config.training.optimization import Optimization
+from studio.config.values import Name
+
+
+class Subject(Settings):
+    TITLE: ClassVar[str] = "Subject"
+
+    images: str = Field(min_length=1, description="Image set: a name in the studio, or a folder of pictures")
+    name: Name = Field(default="my-lora", description="Name of the run and of the exported file; letters, digits, . _ -")
+    output: str | None = Field(default=None, description="Also write the finished file here")
+    trigger: str = Field(default="", max_length=200, description="Word that calls the LoRA; put in front of captions that lack it")
+
+
+# pydantic collects fields from the last base to the first, so that the settings stand in the order of GROUPS
+class TrainConfig(Keeping, Memory, Objective, Optimization, Network, Length, Subject, BaseChoice):
+    GROUPS: ClassVar[tuple[type[Settings], ...]] = (BaseChoice, Subject, Length, Network, Optimization, Objective, Memory, Keeping)
+    ALTERNATIVES: ClassVar[Mapping[str, str]] = {"steps": "epochs"}
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs are both given: name one of them")
+        return self

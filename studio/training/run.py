@@ -1,0 +1,211 @@
+"""A run in memory: loading, one step after another, saving, letting go."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studio.data import buckets
+from studio.data.cache import Cache, Want, release
+from studio.errors import RunError
+from studio.events import Checkpoint
+from studio.families.base import Components, Family
+from studio.killpoints import reached
+from studio.lora import attach
+from studio.training import checkpoint, objective, optim
+from studio.training import team as teams
+from studio.training.draws import Draw
+from studio.training.plan import Plan
+from studio.training.step import Micro, Outcome, Stepper
+
+MAX_SKIPPED = 10  # steps in a row whose loss is not finite
+FULL_SIZE = 10**9  # parameters of a denoiser from which activations are recomputed unless the settings say otherwise
+
+
+@dataclass
+class Run:
+    """A run in memory: what `train` moves forward."""
+
+    plan: Plan
+    family: Family
+    store: Cache
+    folder: Path
+    step: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
+    modules: int = 0
+    saved: checkpoint.Stored | None = None
+    components: Components = field(init=False)
+    stepper: Stepper = field(init=False)
+    checked: bool = False
+    micro: int = 0  # pictures at once since memory ran out; 0 is a whole batch
+    notes: list[str] = field(default_factory=list)
+
+    def begin(self, resumed: Path | None) -> None:
+        """Load the denoiser, attach the adapter, and put both where they stood or where `start_from` says."""
+        config, store = self.plan.config, self.store
+        checkpoint.sweep(self.folder / "checkpoints")
+        self.components = c = self.family.load(store.base, ["denoiser"], store.dtype, store.device)
+        reached("load")
+        with torch.random.fork_rng([store.device] if store.device.type == "cuda" else []):
+            torch.manual_seed(config.seed)
+            self.modules = len(attach.attach(c, targets=config.targets, rank=config.rank or 0, alpha=config.alpha or 0))
+        if resumed:
+            attach.load(c, checkpoint.adapter(resumed))
+        elif config.start_from:
+            attach.load(c, _read_lora(Path(config.start_from), c))
+        if config.gradient_checkpointing or (config.gradient_checkpointing is None and _n_parameters(c.denoiser) >= FULL_SIZE):
+            c.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        c.denoiser.train()
+        goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config.min_snr_gamma, config.flow_shift)  # type: ignore[arg-type]
+        self.stepper = Stepper(c, self.family, goal, config)
+        if resumed:
+            self._restore(resumed)
+
+    def _restore(self, resumed: Path) -> None:
+        state = checkpoint.state(resumed)
+        optim.load_state_tensors(self.stepper.optimizer, self.stepper.weights.names, checkpoint.optimizer(resumed))
+        self.step, self.skipped = state.step, state.skipped
+        self.stepper.loss_scale, self.stepper.scaled_steps, self.micro = state.loss_scale, state.scaled_steps, state.micro
+        if resumed.parent == self.folder / "checkpoints":
+            self.saved = checkpoint.check(resumed)  # it stands: nothing is gained by writing it anew
+
+    def advance(self) -> tuple[Outcome, float, float]:
+        """One optimizer step: its outcome, learning rate and seconds. Raises RunError after too many that are not finite."""
+        began = time.monotonic()
+        config, accumulation = self.plan.config, self.plan.config.gradient_accumulation
+        numbers = range(self.step * accumulation, (self.step + 1) * accumulation)
+        pictures = sum(len(self.plan.order.batch(number)) for number in numbers)
+        self.notes.clear()
+        while (loss := self._accumulated(numbers, pictures)) is None:
+            self._halve()
+        loss = teams.current().sum(loss, self.stepper.weights.exact)
+        if not self.checked:
+            self.stepper.check_gradients()
+            self.checked = True
+        rate = optim.learning_rate(self.step + 1, self.plan.steps, config)
+        outcome = self.stepper.update(loss, rate)
+        reached("update")
+        self.step += 1
+        self.in_a_row = 0 if outcome.applied else self.in_a_row + 1
+        self.skipped += not outcome.applied
+        if self.in_a_row == MAX_SKIPPED:
+            kept = f"the checkpoint of step {self.saved.step} is kept" if self.saved else "no checkpoint was made yet"
+            way_out = "lower the learning rate or use precision bf16"
+            raise RunError(f"the loss was not finite {MAX_SKIPPED} steps in a row, up to step {self.step}; {kept}: {way_out}")
+        return outcome, rate, time.monotonic() - began
+
+    def _accumulated(self, numbers: range, pictures: int) -> torch.Tensor | None:
+        """The step's mean loss, its gradients summed up; None if memory ran out on the way where fewer pictures at once may do."""
+        try:
+            return self.stepper.accumulate((micro for number in numbers for micro in self._micros(number)), pictures)
+        except torch.OutOfMemoryError:
+            if self.step == 0 or self._at_once() == 1:
+                raise
+        return None
+
+    def _at_once(self) -> int:
+        return self.micro or self.plan.config.batch_size or 1
+
+    def _halve(self) -> None:
+        """Fewer pictures at once; the step is done anew with the same draws, so that its gradient stays the same sum."""
+        self.stepper.weights.clear()
+        release(self.store.device)
+        self.micro = self._at_once() // 2
+        told = f"{self.micro} at a time" if self.micro > 1 else "one by one"
+        self.notes.append(f"step {self.step + 1}: memory ran out; pictures of a batch go {told} from here on, which takes longer and changes no result")
+
+    def _micros(self, number: int) -> Iterator[Micro]:
+        """A batch, in as many pieces as memory asks for."""
+        reached("batch")
+        chosen = teams.current().share(self.plan.batch(number))
+        size = self.micro or len(chosen)
+        for start in range(0, len(chosen), size or 1):
+            yield self._micro(chosen[start : start + size])
+
+    def _micro(self, chosen: Sequence[tuple[Want, Draw]]) -> Micro:
+        batch = self.store.batch([want for want, _ in chosen])
+        noise = torch.stack([draw.noise(tuple(batch.latents.shape[1:])) for _, draw in chosen])
+        level = torch.tensor([draw.level for _, draw in chosen], dtype=torch.float32)
+        device = self.store.device
+        return Micro(batch, noise.to(device, non_blocking=True), level.to(device, non_blocking=True))
+
+    def save(self) -> Checkpoint:
+        """Write a checkpoint of this step, all or nothing."""
+        stepper = self.stepper
+        with stepper.weights.exposed():
+            adapter = attach.collect(self.components)
+        state = checkpoint.State(
+            step=self.step,
+            family=self.family.facts.name,
+            images=self.plan.images_hash,
+            settings=self.settings(),
+            skipped=self.skipped,
+            loss_scale=stepper.loss_scale,
+            scaled_steps=stepper.scaled_steps,
+            micro=self.micro,
+        )
+        memory = optim.state_tensors(stepper.optimizer, stepper.weights.names)
+        self.saved = stored = checkpoint.save(self.folder / "checkpoints", state, adapter, memory)
+        checkpoint.retain(stored.path.parent, self.plan.config.keep_checkpoints, self.plan.config.anchor_every)
+        path = stored.path.relative_to(self.folder).as_posix()
+        return Checkpoint(step=self.step, path=path, adapter=f"{path}/{checkpoint.ADAPTER}", sha256=stored.sha256, bytes=stored.bytes)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.stepper.weights.exact)
+
+    def settings(self) -> dict[str, Any]:
+        return self.plan.config.model_dump(mode="json") | {"steps": self.plan.steps, "epochs": None}
+
+    def facts(self) -> dict[str, Any]:
+        """What to know about the run beyond its settings."""
+        config, plan, c = self.plan.config, self.plan, self.components
+        crops = {picture.name: crop for picture, crop in zip(plan.pictures, plan.crops, strict=True)}
+        first = plan.order.buckets.index(Counter(plan.order.buckets).most_common(1)[0][0])
+        shape = tuple(self.store.batch([plan.everything()[first * (1 + config.flip)]]).latents.shape[1:])
+        return {
+            "images": len(plan.pictures),
+            "small_images": sum(crop.small for crop in plan.crops),
+            "buckets": buckets.count(crops),
+            "epochs": round(plan.steps * config.gradient_accumulation / plan.order.batches_per_epoch, 2),
+            "modules": self.modules,
+            "parameters": self.parameters,
+            "scale": (config.alpha or 0) / (config.rank or 1),
+            "device": str(c.device),
+            "precision": str(c.dtype).removeprefix("torch."),
+            "resumed": self.step > 0,
+            **self.stepper.objective.facts(shape),
+        }
+
+    def result(self, early: bool) -> dict[str, Any]:
+        assert self.saved is not None
+        found: dict[str, Any] = {"checkpoint": self.saved.path.relative_to(self.folder).as_posix(), "skipped": self.skipped, "finished_early": early}
+        if self.components.device.type == "cuda":
+            found["peak_vram_bytes"] = torch.cuda.max_memory_allocated(self.components.device)
+        return found
+
+    def close(self) -> None:
+        """Let go of the models, so that the next job finds the memory free."""
+        if hasattr(self, "components"):
+            self.components.parts.clear()
+        if hasattr(self, "stepper"):
+            del self.stepper
+        release(self.store.device)
+
+
+def _read_lora(path: Path, c: Components) -> Any:
+    if path.name == checkpoint.ADAPTER and checkpoint.is_checkpoint(path.parent):
+        return checkpoint.adapter(path.parent)
+    from studio.lora import formats
+
+    return formats.read(path, c)
+
+
+def _n_parameters(module: torch.nn.Module) -> int:
+    return sum(math.prod(p.shape) for p in module.parameters())
