@@ -10,7 +10,7 @@ from studio.config.settings import S, Settings, build, resolve
 from studio.config.training import TrainConfig
 from studio.config.training.keeping import Tracker
 from studio.config.training.network import Targets
-from studio.config.values import LoraWeight, Name, Precision, parse_loras, parse_size, safe_stem
+from studio.config.values import LoraWeight, Name, Precision, parse_loras, parse_size, plain_loras, safe_stem
 
 __all__ = [
     "BaseChoice",
@@ -26,6 +26,7 @@ __all__ = [
     "build",
     "parse_loras",
     "parse_size",
+    "plain_loras",
     "resolve",
     "safe_stem",
 ]

@@ -63,6 +63,7 @@ FACTS = Facts(
         "precision": "bf16 has the range of fp32; T5 overflows in fp16",
     },
     samplers={"Euler": "flow_euler"},
+    blocks={"double": r"transformer_blocks\.(\d+)\.", "single": r"single_transformer_blocks\.(\d+)\."},
     negative_prompts=False,
 )
 

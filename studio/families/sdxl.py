@@ -66,6 +66,7 @@ FACTS = Facts(
         "DDIM": "ddim",
         "UniPC": "unipc",
     },
+    blocks={"input": r"down_blocks\.(\d+)\.", "middle": r"mid_block\.", "output": r"up_blocks\.(\d+)\."},
 )
 
 

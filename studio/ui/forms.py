@@ -18,6 +18,7 @@ Widget = gr.Textbox | gr.Dropdown | gr.Checkbox
 
 LABELS = {
     "base": "Base model",
+    "batch": "At once",
     "batch_size": "Batch",
     "gradient_accumulation": "Accumulate",
     "lr_schedule": "Schedule",

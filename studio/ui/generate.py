@@ -46,7 +46,7 @@ def _form(bases: list[str]) -> Form:
     slot("generate.js", "generate-seed", mount="mountSeed")
     slot("heading.js", "generate-fold", mount="mountFold", options={"title": "Advanced", "folds": "generate-advanced"})
     with gr.Column(elem_id="generate-advanced", elem_classes="st-advanced"):
-        place("sampler", "precision", "vae", "encoders")
+        place("sampler", "batch", "stack_mode", "speed", "precision", "vae", "encoders")
     return Form(GenerateConfig, widgets)
 
 
