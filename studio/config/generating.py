@@ -21,7 +21,12 @@ class GenerateConfig(BaseChoice):
     height: int | None = Field(default=None, ge=64, le=8192, description="Pixels")
     count: int = Field(default=1, ge=1, le=1000, description="Pictures, each with the next seed")
     sampler: str | None = Field(default=None, description="Sampler; empty takes the base's own")
-    batch: int = Field(default=1, ge=1, le=64, description="Pictures drawn at once; more is faster on a GPU, but a picture then differs in its last digits from one drawn alone")
+    batch: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Pictures drawn at once; more is faster on a GPU, but a picture then differs in its last digits from one drawn alone",
+    )
     stack_mode: Literal["auto", "baked", "live"] = Field(
         default="auto", description="How the stack acts: baked into the weights, or live beside them, which schedules and quantised bases need"
     )

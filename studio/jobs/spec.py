@@ -35,7 +35,9 @@ class AdapterOutput(Settings):
 class MergeConfig(AdapterOutput):
     """The weighted sum of LoRAs as one LoRA."""
 
-    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(parse_loras), AfterValidator(plain_loras)] = Field(min_length=1, max_length=64, description="LoRAs and their weights")
+    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(parse_loras), AfterValidator(plain_loras)] = Field(
+        min_length=1, max_length=64, description="LoRAs and their weights"
+    )
     method: Literal["concat", "svd"] = Field(default="concat", description="concat is exact and adds up the ranks; svd is the best sum of the rank named")
     rank: int | None = Field(default=None, ge=1, le=4096, description="Rank of every layer; with method svd")
 
@@ -78,7 +80,9 @@ class BakeConfig(Settings):
 
     base: str = Field(min_length=1, description="Base model: a registered name, a diffusers folder, a hub id, or one .safetensors file")
     vae: str | None = Field(default=None, description="Another VAE: a folder or a .safetensors file; empty takes the base's own")
-    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(parse_loras), AfterValidator(plain_loras)] = Field(min_length=1, max_length=64, description="LoRAs and their weights")
+    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(parse_loras), AfterValidator(plain_loras)] = Field(
+        min_length=1, max_length=64, description="LoRAs and their weights"
+    )
     output: str = Field(min_length=1, description="A .safetensors file, or a folder for diffusers")
     dtype: Literal["stored", "fp16", "bf16", "fp32"] = Field(default="stored", description="Number format; stored keeps that of the base (8 bits become fp16)")
 
