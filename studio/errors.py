@@ -1,6 +1,7 @@
 """Everything that can go wrong and is told to a person in one line.
 
     StudioError                     exit 1   unexpected, but ours
+    ├── Unavailable                          database or disk refuse it now; the same act works when they do not
     ├── InputError                  exit 2   what was given does not fit: value, rule, way out
     │   ├── SettingsError                    unknown or wrong setting
     │   ├── ImageError                       a picture, or a set of them
@@ -22,6 +23,10 @@ class StudioError(Exception):
 
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
+
+
+class Unavailable(StudioError):
+    http_status = 503
 
 
 class InputError(StudioError):

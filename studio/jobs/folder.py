@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from studio.errors import NotFound
 from studio.events import TERMINAL, Checkpoint, Event, Exported, Warned, from_line, to_line
 from studio.killpoints import reached
-from studio.library.files import write_whole
+from studio.library.files import or_nothing, write_whole
 from studio.library.layout import checked_id
 
 Request = Literal["cancel", "sample", "finish", "pause"]
@@ -85,12 +85,13 @@ class JobFolder:
 
     @classmethod
     def create(cls, jobs: Path, manifest: Manifest) -> "JobFolder":
-        """A new folder, complete from the moment it can be seen."""
+        """A new folder, complete from the moment it can be seen. Raises Unavailable if the disk is full."""
         part = jobs / f".{manifest.id}.part"
-        (part / "requests").mkdir(parents=True)
-        write_whole(part / "job.json", manifest.model_dump_json(indent=1).encode())
-        (part / "events.jsonl").touch()
-        os.replace(part, jobs / manifest.id)
+        with or_nothing(part, room=jobs):
+            (part / "requests").mkdir(parents=True)
+            write_whole(part / "job.json", manifest.model_dump_json(indent=1).encode())
+            (part / "events.jsonl").touch()
+            os.replace(part, jobs / manifest.id)
         return cls(jobs / manifest.id)
 
     @property

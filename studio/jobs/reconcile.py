@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from studio.errors import StudioError
+from studio.errors import StudioError, Unavailable
 from studio.jobs import leftovers
 from studio.jobs.folder import JobFolder, Manifest
 from studio.library import adapters, trash
@@ -96,6 +96,8 @@ def _adapters(db: Database, layout: Layout) -> None:
             continue
         try:
             adapters.register(db, layout, path.name, file, {"run": path.name.rpartition("-")[0], "created": file.stat().st_mtime})
+        except Unavailable:
+            raise  # whoever wants to dispatch tries again
         except StudioError as error:
             logger.warning("%s is not taken into the library: %s", file, error)
 

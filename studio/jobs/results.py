@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from studio.errors import StudioError
+from studio.errors import StudioError, Unavailable
 from studio.events import Event, Exported, Image, Sample
 from studio.jobs.folder import JobFolder, Manifest
 from studio.library import adapters, pictures
 from studio.library.database import Database
+from studio.library.files import refuse_full
 from studio.library.layout import Layout
 
 KEPT = ("passed", "faults", "format", "dtype", "modules", "worst_difference", "loaders", "clients", "notes")
@@ -17,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 def register(db: Database, layout: Layout, folder: JobFolder, segment: int, events: Iterable[Event]) -> list[str]:
-    """Take in what these events tell of; the sentences that come back say what could not be taken in, and why."""
+    """Take in what these events tell of; the sentences that come back say what could not be taken in, and why.
+
+    Raises Unavailable while the database does not answer or the disk is full: what was told is to be taken in again later.
+    """
     troubles = []
     for event in events:
         try:
@@ -25,7 +29,10 @@ def register(db: Database, layout: Layout, folder: JobFolder, segment: int, even
                 pictures.register(db, layout, folder.id, segment, event)
             elif isinstance(event, Exported) and not Path(event.path).is_absolute():
                 _adapter(db, layout, folder, segment, event)
+        except Unavailable:
+            raise  # the next round takes it in
         except (StudioError, OSError) as error:
+            refuse_full(error, layout.root)
             logger.exception("job %s: %s was not taken in", folder.id, event.kind)
             place = getattr(event, "path", "")
             troubles.append(f"{place} stays in the job's folder; it could not be put into the library: {error}")

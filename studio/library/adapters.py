@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from studio.config import safe_stem
 from studio.container import Header, nonfinite
-from studio.errors import FormatError
+from studio.errors import FormatError, Unavailable
 from studio.killpoints import reached
 from studio.library.database import Database
-from studio.library.files import place
+from studio.library.files import or_nothing, place
 from studio.library.layout import Layout
 from studio.library.models import AdapterRow
 
@@ -76,21 +76,26 @@ def register(db: Database, layout: Layout, id: str, source: Path, told: Mapping[
     with db.read() as session:
         known = session.get(AdapterRow, id)
     if known is not None:
+        place(source, file_of(layout, known))  # taken away after a commit whose answer was lost
         return known
     values = {**describe(source), "created": time.time(), "run": "", "preview": "", **{key: value for key, value in told.items() if value}}
     if report := values.pop("report", None):
         values["facts"] = {**values["facts"], "report": report}
     folder = layout.adapters / id
     stored = next(folder.glob("*.safetensors"), None) if folder.is_dir() else None  # left by a crash before the row was written
-    with db.write() as session:
-        name = stored.stem if stored else free_name(session, str(told.get("name") or source.stem))
-        place(source, folder / f"{name}.safetensors")
-        reached("register")
-        if preview is not None and preview.is_file():
-            place(preview, folder / f"preview{preview.suffix}")
-            values["preview"] = f"preview{preview.suffix}"
-        row = AdapterRow(**{**values, "id": id, "name": name})
-        session.add(row)
+    try:
+        with or_nothing(*([] if stored else [folder]), room=layout.adapters), db.write() as session:
+            name = stored.stem if stored else free_name(session, str(told.get("name") or source.stem))
+            place(source, folder / f"{name}.safetensors")
+            reached("register")
+            if preview is not None and preview.is_file():
+                place(preview, folder / f"preview{preview.suffix}")
+                values["preview"] = f"preview{preview.suffix}"
+            row = AdapterRow(**{**values, "id": id, "name": name})
+            session.add(row)
+    except Unavailable:
+        db.forget(AdapterRow, id)
+        raise
     return row
 
 

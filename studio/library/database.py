@@ -1,15 +1,17 @@
 """Opening the database: engine, migrations, sessions. A SQLite file by default, a PostgreSQL server by its URL."""
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
-from studio.errors import InputError, StudioError
+from studio.errors import InputError, StudioError, Unavailable
+from studio.library.models import Table
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATING = 0x10A57D10  # the advisory lock under which one of many processes migrates a PostgreSQL database
@@ -26,8 +28,6 @@ class Database:
     @classmethod
     def open(cls, url: str, lock: Path | None = None) -> "Database":
         """Connect and bring the schema up to date. `lock`: a file that keeps two processes from migrating at once."""
-        import contextlib
-
         from filelock import FileLock
 
         engine = _engine(url)
@@ -45,9 +45,16 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that is committed at the end of the block, or not at all. Raises StudioError if the database does not answer."""
+        """A transaction that is committed at the end of the block, or not at all. Raises Unavailable if the database does not answer."""
         with _told(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
+
+    def forget(self, table: type[Table], id: str) -> None:
+        """Delete a row after a failure to write it, if the database lets us: a commit may have happened though its answer was lost."""
+        with contextlib.suppress(Unavailable), self.write() as session:
+            row = session.get(table, id)
+            if row is not None:
+                session.delete(row)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -93,13 +100,18 @@ def _told() -> Iterator[None]:
     except OperationalError as error:
         reason = _first_line(error)
         if "locked" in reason or "busy" in reason:
-            raise StudioError("the database is locked by another program; nothing was changed: close that program and do it again") from error
+            raise Unavailable("the database is locked by another program; nothing was changed: close that program and do it again") from error
         if "full" in reason:
-            raise StudioError("the disk with the database is full; nothing was changed: free some space and do it again") from error
-        raise StudioError(f"the database does not answer ({reason}); nothing was changed: see that it runs and do it again") from error
+            raise Unavailable("the disk with the database is full; nothing was changed: free some space and do it again") from error
+        raise Unavailable(f"the database does not answer ({reason}); nothing was changed: see that it runs and do it again") from error
+    except IntegrityError:
+        raise  # what to make of a value that is taken is known where it is written
+    except DatabaseError as error:
+        reason = _first_line(error)
+        raise Unavailable(f"the database is damaged ({reason}); nothing was changed: end the studio and start it again, which rebuilds it") from error
 
 
-def _first_line(error: OperationalError) -> str:
+def _first_line(error: DatabaseError) -> str:
     return next(iter(str(error.orig).splitlines()), "no reason given").strip()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from studio.errors import InputError, NotFound
+from studio.errors import InputError, NotFound, Unavailable
 from studio.library.database import Database
 from studio.library.files import write_whole
 from studio.library.ids import new_id
@@ -34,10 +34,18 @@ def throw(db: Database, layout: Layout, kind: str, row: Table, path: Path | None
     write_whole(home / "item.json", json.dumps(note).encode())
     if path is not None and path.exists():
         os.replace(path, home / "content")
-    with db.write() as session:
-        stored = session.get(TABLES[kind], note["key"])
-        if stored is not None:
-            session.delete(stored)
+    try:
+        with db.write() as session:
+            stored = session.get(TABLES[kind], note["key"])
+            if stored is not None:
+                session.delete(stored)
+    except Unavailable:
+        if _has(db, kind, note["key"]) is False:
+            return token  # only the answer was lost
+        if path is not None and (home / "content").exists():
+            os.replace(home / "content", path)
+        shutil.rmtree(home)
+        raise
     return token
 
 
@@ -52,15 +60,21 @@ def restore(db: Database, layout: Layout, token: str, kind: str, rename: Callabl
     target = layout.root / note["path"] if note["path"] else None
     if target is not None and target.exists():
         raise InputError(f"{note['path']} exists again; remove it first")
-    with db.write() as session:
-        values = note["values"]
-        if rename is not None:
-            rename(session, values)
-        session.add(TABLES[kind](**values))
-        session.flush()  # a name that is taken must be known before the file moves
-        if target is not None and (home / "content").exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(home / "content", target)
+    try:
+        with db.write() as session:
+            values = note["values"]
+            if rename is not None:
+                rename(session, values)
+            session.add(TABLES[kind](**values))
+            session.flush()  # a name that is taken must be known before the file moves
+            if target is not None and (home / "content").exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(home / "content", target)
+    except Unavailable:
+        if not _has(db, kind, note["key"]):
+            if target is not None and target.exists():
+                os.replace(target, home / "content")
+            raise
     shutil.rmtree(home)
     return str(note["key"])
 
@@ -126,6 +140,15 @@ def _purge(layout: Layout, home: Path, note: dict[str, Any]) -> None:
         values = note["values"]
         (layout.jobs / values["job"] / values["source"]).unlink(missing_ok=True)
     shutil.rmtree(home)
+
+
+def _has(db: Database, kind: str, key: str) -> bool | None:
+    """Whether the row is there; None if the database does not say."""
+    try:
+        with db.read() as session:
+            return session.get(TABLES[kind], key) is not None
+    except Unavailable:
+        return None
 
 
 def _key(row: Table) -> str:

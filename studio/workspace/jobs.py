@@ -253,6 +253,7 @@ class Jobs:
             return self.show(manifest.id)  # whoever began to dispatch at this moment found the folder first
         except StudioError:
             shutil.rmtree(folder.path)  # who is told that it was refused must not find it in the queue later
+            self._db.forget(JobRow, manifest.id)
             raise
         self.on_change()
         return record(row)

@@ -1,7 +1,8 @@
 """Image sets: pictures in, captions, deleting with undo. Sample sets that ship with the studio are read-only."""
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from studio.errors import ImageError, InputError, NotFound
 from studio.library import sets as rows
 from studio.library import trash
 from studio.library.database import Database
-from studio.library.files import write_whole
+from studio.library.files import or_nothing, write_whole
 from studio.library.ids import new_id
 from studio.library.layout import Layout, inside
 from studio.library.models import SetRow
@@ -73,12 +74,13 @@ class Sets:
             raise InputError(f"set name {name[:40]!r}: give it 1 to 190 characters")
         id = new_id()
         part = self._layout.sets / f".{id}.part"
-        part.mkdir()
-        with self._db.read() as session:
-            title = rows.free_name(session, name)
-        rows.write_about(part, title, trigger.strip())
-        part.rename(self._layout.sets / id)
-        return _record(rows.adopt(self._db, self._layout, id))
+        with self._whole(id, part):
+            part.mkdir()
+            with self._db.read() as session:
+                title = rows.free_name(session, name)
+            rows.write_about(part, title, trigger.strip())
+            part.rename(self._layout.sets / id)
+            return _record(rows.adopt(self._db, self._layout, id))
 
     def edit(self, ref: str, name: str | None = None, trigger: str | None = None) -> SetRecord:
         """Change name or trigger word."""
@@ -110,12 +112,13 @@ class Sets:
             first = next(iter([*report.rejected, *report.skipped]), None)
             reason = f"{first.name}: {first.message}" if first else "nothing was given"
             raise ImageError(f"image set {name!r} was not made, because no picture could be taken; {reason}")
-        with self._db.read() as session:
-            title = rows.free_name(session, name.strip() or "pictures")
-        about = read_about(self._layout.sets / id)
-        rows.write_about(self._layout.sets / id, title, trigger.strip() or about.get("trigger", ""))
-        rows.adopt(self._db, self._layout, id)
-        return self._imported(id, report)
+        with self._whole(id):
+            with self._db.read() as session:
+                title = rows.free_name(session, name.strip() or "pictures")
+            about = read_about(self._layout.sets / id)
+            rows.write_about(self._layout.sets / id, title, trigger.strip() or about.get("trigger", ""))
+            rows.adopt(self._db, self._layout, id)
+            return self._imported(id, report)
 
     def set_caption(self, ref: str, picture: str, text: str) -> None:
         """Write the caption beside a picture; an empty one removes it."""
@@ -174,6 +177,16 @@ class Sets:
         found: ImageSet = read_set(folder)
         own = record is not None and not record.builtin
         return Resolved(record.id if record and own else "", folder, record.trigger if record else found.trigger, len(found.pictures))
+
+    @contextlib.contextmanager
+    def _whole(self, id: str, *parts: Path) -> Iterator[None]:
+        """A new set is there with its row, or neither is: who is told that it failed must not find it later."""
+        try:
+            with or_nothing(self._layout.sets / id, *parts, room=self._layout.sets):
+                yield
+        except BaseException:
+            self._db.forget(SetRow, id)
+            raise
 
     def _imported(self, id: str, report: imports.Report) -> ImportRecord:
         rows.recount(self._db, self._layout, id)
