@@ -79,7 +79,8 @@ def train(
             if wishes.leave:
                 break
             if team.main and (_due(made.config.sample_every, run.step) or wishes.sample()):
-                yield from previewer.show(run.step)
+                with run.stepper.shown():
+                    yield from previewer.show(run.step)
             if wishes.finish:
                 break
         if wishes.leave and run.step < made.steps:

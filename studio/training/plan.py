@@ -9,13 +9,14 @@ from typing import Any
 
 from studio import config as settings
 from studio.config import TrainConfig
+from studio.config.training.optimization import HABITS
 from studio.data import buckets
 from studio.data.buckets import Crop, Order
 from studio.data.cache import Want
 from studio.data.images import ImageSet, Picture
 from studio.errors import ImageError, SettingsError
 from studio.families.base import Base, Facts
-from studio.training import checkpoint, draws
+from studio.training import checkpoint, draws, optim
 from studio.training.draws import Draw
 
 # Settings that a resumed run may change: they move its end, its output or its looks, not a step that was taken.
@@ -23,6 +24,8 @@ FREE = frozenset(
     {"steps", "epochs", "name", "output", "images", "trigger", "start_from", "gradient_checkpointing", "processes", "trackers"}
     | {"save_every", "sample_every", "sample_prompts", "keep_checkpoints", "anchor_every"}
 )
+
+LION_RATE = 5e-5  # above it Lion is warned about; AdamW's usual rate for a LoRA is 1e-4
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resume
     if not images.pictures:
         raise ImageError(f"image set {images.name}: there is no picture in it; add some")
     seed = _seed(config, resumed)
-    config = settings.resolve(config, base.habits.get("train", {}), facts.defaults.get("train", {}))
+    config = settings.resolve(config, HABITS.get(config.optimizer, {}), base.habits.get("train", {}), facts.defaults.get("train", {}))
+    optim.check(config)
     config = settings.build(TrainConfig, config.model_dump() | {"seed": seed, "alpha": config.alpha or config.rank})
     missing = [name for name in ("batch_size", "resolution", "rank", "learning_rate") if getattr(config, name) is None]
     if missing or (config.steps is None and config.epochs is None):
@@ -111,7 +115,19 @@ def _warnings(images: ImageSet, crops: tuple[Crop, ...], order: Order, config: T
         found.append(f"batch_size {order.batch_size} is more than the {order.items} pictures of an epoch: every batch holds all of them")
     if not any(picture.caption for picture in images.pictures):
         found.append("no picture has a caption: what they share and what they show cannot be told apart")
-    return tuple(found)
+    return (*found, *_doubtful(config))
+
+
+def _doubtful(config: TrainConfig) -> list[str]:
+    """What an optimizer would rather have."""
+    found = []
+    if config.optimizer == "prodigy" and config.learning_rate != 1.0:
+        found.append(f"optimizer prodigy finds the learning rate itself and wants learning_rate 1, not {config.learning_rate:g}; d_coef in optimizer_options tames it")
+    if config.optimizer == "schedule-free" and config.lr_schedule != "constant":
+        found.append(f"optimizer schedule-free takes the place of a schedule; lr_schedule {config.lr_schedule} on top of it slows its end, constant is meant")
+    if config.optimizer == "lion" and config.learning_rate and config.learning_rate > LION_RATE:
+        found.append(f"optimizer lion takes steps of full size: a third to a tenth of AdamW's learning_rate is usual, {config.learning_rate:g} is a lot")
+    return found
 
 
 def _check_same_run(made: Plan, resumed: checkpoint.State) -> None:

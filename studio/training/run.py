@@ -70,6 +70,7 @@ class Run:
     def _restore(self, resumed: Path) -> None:
         state = checkpoint.state(resumed)
         optim.load_state_tensors(self.stepper.optimizer, self.stepper.weights.names, checkpoint.optimizer(resumed))
+        self.stepper.weights.publish()
         self.step, self.skipped = state.step, state.skipped
         self.stepper.loss_scale, self.stepper.scaled_steps, self.micro = state.loss_scale, state.scaled_steps, state.micro
         if resumed.parent == self.folder / "checkpoints":
@@ -138,7 +139,7 @@ class Run:
     def save(self) -> Checkpoint:
         """Write a checkpoint of this step, all or nothing."""
         stepper = self.stepper
-        with stepper.weights.exposed():
+        with optim.given(stepper.optimizer), stepper.weights.exposed():
             adapter = attach.collect(self.components)
         state = checkpoint.State(
             step=self.step,

@@ -141,6 +141,19 @@ class Stepper:
         self._rescale(applied)
         return Outcome(loss_value, norm_value, applied)
 
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Within, the layers hold what would be saved now, rounded as they run; afterwards training goes on bit for bit."""
+        if not optim.averages(self.optimizer):
+            yield
+            return
+        try:
+            with optim.given(self.optimizer):
+                self.weights.publish()
+                yield
+        finally:
+            self.weights.publish()
+
     def _rescale(self, applied: bool) -> None:
         if not self.scaled:
             return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from studio import families
+from studio.config.training.optimization import HABITS, check_installed
 from studio.config import GenerateConfig, Settings, TrainConfig, build, resolve, safe_stem
 from studio.errors import InputError, SettingsError
 from studio.families.base import Base
@@ -49,7 +50,7 @@ def defaults(base: Base, act: str, drop: tuple[str, ...] = ()) -> list[Mapping[s
 
 def resolved_train(config: TrainConfig, base: Base) -> TrainConfig:
     """The settings a run will use; steps stay open where epochs are named, for they follow from the pictures."""
-    config = resolve(config, *defaults(base, "train", drop=("steps",) if config.epochs else ()))
+    config = resolve(config, HABITS.get(config.optimizer, {}), *defaults(base, "train", drop=("steps",) if config.epochs else ()))
     return resolve(config, {"alpha": float(config.rank)} if config.rank else {})
 
 
@@ -65,6 +66,7 @@ def train(config: TrainConfig, sets: Sets, bases: Bases, find: Callable[[str], S
     if settings.batch_size and settings.processes > settings.batch_size:
         raise SettingsError(f"processes {settings.processes} is more than batch_size {settings.batch_size}: some would have nothing to do; lower it")
     trackers.check(settings.trackers)
+    check_installed(settings.optimizer)
     paths = {"images": str(images.folder)}
     uses = [f"set:{images.id}"] if images.id else []
     changes: dict[str, Any] = {"seed": _seed(config), "trigger": config.trigger or images.trigger}

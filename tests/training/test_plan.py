@@ -71,6 +71,22 @@ def test_small_sets_and_pictures_are_warned_about():
     assert settle(of=images("a", "b", "c", "d")).warnings == ()
 
 
+def test_prodigy_takes_rate_one_unless_told_and_optimizers_are_warned_about():
+    def told(**values):
+        return settle(TrainConfig(images="x", seed=1, **values), images("a", "b", "c", "d"))
+
+    assert told(optimizer="prodigy").config.learning_rate == 1.0 and told(optimizer="prodigy").warnings == ()
+    assert "wants learning_rate 1, not 0.0001" in told(optimizer="prodigy", learning_rate=1e-4).warnings[0]
+    assert "a third to a tenth" in told(optimizer="lion", learning_rate=1e-4).warnings[0]
+    assert "takes the place of a schedule" in told(optimizer="schedule-free", lr_schedule="cosine").warnings[0]
+    assert told(optimizer="lion", learning_rate=2e-5).warnings == told(optimizer="schedule-free").warnings == ()
+
+
+def test_an_option_unknown_to_the_optimizer_is_refused_before_anything_is_loaded():
+    with pytest.raises(SettingsError, match="lion has no such option"):
+        settle(TrainConfig(images="x", optimizer="lion", optimizer_options="d_coef=1"))
+
+
 def test_a_set_without_pictures_is_refused():
     with pytest.raises(ImageError, match="no picture"):
         settle(of=images())

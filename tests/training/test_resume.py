@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from studio.training import checkpoint
+from studio.training.optim import OPTIMIZERS
 
 from .test_loop import outcome, told
 
@@ -54,6 +55,43 @@ def test_any_cut_ends_in_the_same_bits(studio, tmp_path, draws, cuts):
     steps, end = follow(studio, values, tmp_path / "cut", cuts)
     assert steps == straight
     assert differing(outcome(tmp_path / "straight", STEPS), at(tmp_path / end)) == []
+
+
+OTHER_OPTIMIZERS = sorted(set(OPTIMIZERS) - {"adamw"})
+
+
+@pytest.mark.parametrize("optimizer", OTHER_OPTIMIZERS)
+def test_any_optimizer_ends_in_the_same_bits(studio, tmp_path, optimizer):
+    """With previews between, which show the weights that would be saved and must not move the ones that train."""
+    shown = []
+
+    def preview(c, step, folder):
+        shown.append(c.denoiser.state_dict())
+        return iter(())
+
+    rate = {"prodigy": 1.0}.get(optimizer, 0.002)
+    values = {**values_of("both"), "steps": 4, "optimizer": optimizer, "learning_rate": rate, "rank": 16, "precision": "bf16"}
+    straight = told(studio.run(studio.config(**values), tmp_path / "straight"))
+    config = studio.config(**values, save_every=1, sample_every=1, keep_checkpoints=9)
+    first = told(event for event in studio.run(config, tmp_path / "a", preview=preview))
+    assert first == straight and len(shown) == 4
+    start = str(tmp_path / "a" / "checkpoints" / "step-000002")
+    assert told(studio.run(studio.config(**values, start_from=start), tmp_path / "b")) == straight[2:]
+    assert differing(outcome(tmp_path / "straight", 4), outcome(tmp_path / "b", 4)) == []
+
+
+def test_a_schedule_free_run_shows_and_saves_its_average(studio, tmp_path):
+    shown = []
+
+    def preview(c, step, folder):
+        shown.append({name: p.clone() for name, p in c.denoiser.named_parameters() if ".lora_B." in name})
+        return iter(())
+
+    list(studio.run(studio.config(optimizer="schedule-free", sample_every=3, steps=3), tmp_path, preview=preview))
+    saved, memory, _ = outcome(tmp_path, 3)
+    pairs = [(saved[f"unet.{name.partition('.lora_B.')[0]}.up"], memory[f"{name}/@point"], weight) for name, weight in shown[0].items()]
+    assert all(torch.equal(kept, weight) for kept, _, weight in pairs)
+    assert not any(torch.equal(kept, point) for kept, point, _ in pairs)
 
 
 def lose_moments(path):
