@@ -122,7 +122,9 @@ def _doubtful(config: TrainConfig) -> list[str]:
     """What an optimizer would rather have."""
     found = []
     if config.optimizer == "prodigy" and config.learning_rate != 1.0:
-        found.append(f"optimizer prodigy finds the learning rate itself and wants learning_rate 1, not {config.learning_rate:g}; d_coef in optimizer_options tames it")
+        found.append(
+            f"optimizer prodigy finds the learning rate itself and wants learning_rate 1, not {config.learning_rate:g}; d_coef in optimizer_options tames it"
+        )
     if config.optimizer == "schedule-free" and config.lr_schedule != "constant":
         found.append(f"optimizer schedule-free takes the place of a schedule; lr_schedule {config.lr_schedule} on top of it slows its end, constant is meant")
     if config.optimizer == "lion" and config.learning_rate and config.learning_rate > LION_RATE:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from studio import families
-from studio.config.training.optimization import HABITS, check_installed
 from studio.config import GenerateConfig, Settings, TrainConfig, build, resolve, safe_stem
+from studio.config.training.optimization import HABITS, check_installed
 from studio.errors import InputError, SettingsError
 from studio.families.base import Base
 from studio.generation import prompt

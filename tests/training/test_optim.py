@@ -11,7 +11,6 @@ from studio.config.training import optimization
 from studio.errors import SettingsError
 from studio.training import optim
 
-
 NAMES = sorted(optim.OPTIMIZERS)
 SHAPES = {"a.b": (64, 80), "c/d": (6,)}  # the first is large enough for 8 bits
 
