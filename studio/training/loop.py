@@ -64,7 +64,7 @@ def train(
         preflight.memory(base, store.dtype, where)
         run.begin(resumed)
         preflight.disk(folder, run.parameters, made.config.model_copy(update={"steps": made.steps}), run.step)
-        previewer = Previewer(preview, family, run.components, folder)
+        previewer = Previewer(preview, family, run.components, folder, run.stepper.shown)
         yield Started(step=run.step, total=made.steps, settings=run.settings(), facts=run.facts())
         while run.step < made.steps:
             outcome, rate, seconds = run.advance()
@@ -79,8 +79,7 @@ def train(
             if wishes.leave:
                 break
             if team.main and (_due(made.config.sample_every, run.step) or wishes.sample()):
-                with run.stepper.shown():
-                    yield from previewer.show(run.step)
+                yield from previewer.show(run.step)
             if wishes.finish:
                 break
         if wishes.leave and run.step < made.steps:

@@ -1,7 +1,7 @@
 """Pictures during training: lend the live components to a sampler and take them back unchanged."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,21 @@ from studio.families.base import Components, Family
 from studio.killpoints import reached
 
 Preview = Callable[[Components, int, Path], Iterable[Sample]]
+Weights = Callable[[], AbstractContextManager[None]]  # within, the layers hold the weights to show
 
 
 class Previewer:
     """Calls `preview` with all parts of the base. VAE and text encoders rest in main memory between calls."""
 
-    def __init__(self, preview: Preview | None, family: Family, components: Components, folder: Path):
-        self.preview, self.family, self.components, self.folder = preview, family, components, folder
+    def __init__(self, preview: Preview | None, family: Family, components: Components, folder: Path, weights: Weights):
+        self.preview, self.family, self.components, self.folder, self.weights = preview, family, components, folder, weights
         self.resting: dict[str, Any] | None = None
 
     def show(self, step: int) -> Iterator[Event]:
         """The samples of a step. One that fails becomes a warning: a picture is no reason to lose a run."""
         if self.preview is None:
             return
-        with self._lent():
+        with self.weights(), self._lent():
             samples = iter(self.preview(self.components, step, self.folder))
             while True:
                 try:
