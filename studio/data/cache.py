@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 SCHEMA = 1  # raise it when the meaning of a cached tensor changes
 WHOLE_BYTES = 64 * 2**20  # files up to here are hashed whole, larger ones by blocks across them
 BLOCK_BYTES, N_BLOCKS = 64 * 1024, 256
+FOLDERS: Mapping[Part, tuple[str, ...]] = {  # beginnings of the folders' names in a base
+    "vae": ("vae",),
+    "text": ("text_encoder", "tokenizer"),
+    "denoiser": ("unet", "transformer", "scheduler"),
+}
 RESIDENT_BYTES = 2**30  # tensors kept on the device between batches; the rest is read from disk each time
 
 
@@ -164,9 +169,10 @@ def _cut(want: Want) -> "Image":
 
 
 def identity(base: Base, family: str, part: Part) -> str:
-    """Hash of the files and settings that decide what a base's VAE or text encoders (with their tokenizers) give."""
-    source = base.vae if part == "vae" and base.vae else base.path if base.kind != "file" or base.encoders is None else base.encoders
-    names = ("vae",) if part == "vae" else ("text_encoder", "tokenizer")
+    """Hash of the files and settings that decide what a part of a base gives: its VAE, its text encoders with their tokenizers, its denoiser."""
+    lent = base.vae if part == "vae" and base.vae else base.encoders if base.kind == "file" and part != "denoiser" else None
+    source = lent or base.path
+    names = FOLDERS[part]
     files = [source]
     if source.is_dir():
         every = sorted(path for path in source.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors", ".txt", ".model"))

@@ -1,9 +1,11 @@
 """Save and resume: everything a run needs to go on as if it had never stopped.
 
-A checkpoint is a folder `step-000200` with the adapter in fp32, the optimizer's memory, the state, and a manifest of their
-hashes written last. It takes its name only when all of it is on the disk and read back. No pickles.
+A checkpoint is a folder `step-000200` with the adapter in fp32, one file of tensors for every carried part (the optimizer's
+memory, the moving average, see carried.py), the state, and a manifest of their hashes written last. It takes its name only
+when all of it is on the disk and read back. No pickles.
 """
 
+import builtins
 import hashlib
 import json
 import os
@@ -24,12 +26,18 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 ADAPTER, OPTIMIZER, STATE, MANIFEST = "adapter.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+ALONE = f"holds the LoRA alone, as older checkpoints do; resume from a newer one, or start a new run from its {ADAPTER}"
+LASTING = frozenset({ADAPTER, STATE})  # what `thin` leaves
+list_ = builtins.list  # `list` is a verb of this module
 _NAME = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands. Random draws need no state: they are keyed by seed, batch and item."""
+    """Where a run stands. Random draws need no state: they are keyed by seed, batch and item.
+
+    A field with a default came later than the first checkpoints, which are read with it.
+    """
 
     step: int
     family: str
@@ -39,6 +47,9 @@ class State:
     loss_scale: float = 1.0
     scaled_steps: int = 0  # since the loss scale last changed
     micro: int = 0  # pictures at once after memory ran out; 0 is a whole batch
+    in_a_row: int = 0  # of the skipped steps, up to this one
+    origin: Mapping[str, Any] = field(default_factory=dict)  # what else the steps depend on, see lineage.py
+    entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # JSON values of the carried parts, by their names
 
 
 @dataclass(frozen=True)
@@ -50,16 +61,22 @@ class Stored:
     sha256: str
     bytes: int
     files: Mapping[str, Mapping[str, Any]] = field(repr=False, default_factory=dict)
+    best: bool = False  # has the lowest held-out loss of its run so far
 
     @property
     def adapter(self) -> Path:
         return self.path / ADAPTER
 
+    @property
+    def whole(self) -> bool:
+        """Whether a run can go on from it: it has not been thinned."""
+        return OPTIMIZER in self.files
 
-def save(folder: Path, state: State, adapter: Adapter, optimizer: "Mapping[str, Tensor]") -> Stored:
+
+def save(folder: Path, state: State, adapter: Adapter, parts: "Mapping[str, Mapping[str, Tensor]]", *, best: bool = False) -> Stored:
     """Write the checkpoint of a step under `folder`, replacing one of the same step.
 
-    Raises RunError if a weight is not finite or the disk refuses; what was there before stays.
+    parts: tensors by name, of "optimizer" and of whatever else the run carries; each part becomes a file. Raises RunError if a weight is not finite or the disk refuses; what was there before stays.
     """
     from safetensors.torch import save as to_bytes
 
@@ -70,11 +87,11 @@ def save(folder: Path, state: State, adapter: Adapter, optimizer: "Mapping[str, 
         part.mkdir(parents=True)
         contents = {
             ADAPTER: to_bytes(_flatten(adapter), {"format": "lora-studio checkpoint", "family": adapter.family}),
-            OPTIMIZER: to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in optimizer.items()}),
+            **{part_file(part): to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in held.items()}) for part, held in parts.items()},
             STATE: json.dumps(asdict(state), indent=1).encode(),
         }
         files = {name: _write(part / name, content) for name, content in contents.items()}
-        manifest = {"schema": SCHEMA, "step": state.step, "config": digest(state.settings), "images": state.images, "files": files}
+        manifest = {"schema": SCHEMA, "step": state.step, "config": digest(state.settings), "images": state.images, "files": files} | ({"best": True} if best else {})
         _write(part / MANIFEST, json.dumps(manifest, indent=1).encode())
         _sync(part)
         _publish(part, final)
@@ -107,6 +124,34 @@ def latest(folder: Path) -> Stored | None:
     return None
 
 
+def usable(path: Path) -> tuple[Stored, "list_[str]"]:
+    """The checkpoint, or the newest before it that is whole and can be resumed from; and what is wrong with those passed over.
+
+    Raises RunError if there is none, or if the one that is meant is in order and holds the LoRA alone.
+    """
+    wrong: list_[str] = []
+    number = step_of(path)
+    earlier = sorted((other for other in path.parent.glob("step-*") if -1 < step_of(other) < number), key=step_of, reverse=True)
+    for found in (path, *earlier):
+        try:
+            stored = verify(found)
+        except RunError as error:
+            wrong.append(str(error).replace(str(found), found.name).partition(";")[0])
+            continue
+        if stored.whole:
+            return stored, wrong
+        if not wrong:
+            raise RunError(f"{path}: {ALONE}")
+        wrong.append(f"{found.name} holds the LoRA alone")
+    raise RunError(f"no checkpoint in {path.parent} can be resumed from: {'; '.join(wrong)}; start a new run from its last LoRA")
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name; -1 for another name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
 def check(path: Path) -> Stored:
     """The checkpoint if its manifest is readable and its files are there in full size. Raises RunError."""
     try:
@@ -117,7 +162,7 @@ def check(path: Path) -> Stored:
         for name, entry in files.items():
             if (path / name).stat().st_size != entry["bytes"]:
                 raise RunError(f"{path}: {name} has not the size it was written with; use an earlier checkpoint")
-        return Stored(path, manifest["step"], files[ADAPTER]["sha256"], files[ADAPTER]["bytes"], files)
+        return Stored(path, manifest["step"], files[ADAPTER]["sha256"], files[ADAPTER]["bytes"], files, bool(manifest.get("best")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: is no complete checkpoint ({error}); use an earlier one") from error
 
@@ -146,13 +191,19 @@ def adapter(path: Path) -> Adapter:
     return Adapter(state(path).family, layers)
 
 
-def optimizer(path: Path) -> "dict[str, Tensor]":
-    """The optimizer's memory. Raises RunError if it was given up to save space, see `thin`."""
+def part(path: Path, name: str) -> "dict[str, Tensor]":
+    """The tensors of a carried part; empty if the run had no such part then. Raises RunError if they were given up, see `thin`."""
     from safetensors.torch import load_file
 
-    if OPTIMIZER not in check(path).files:
-        raise RunError(f"{path}: holds the LoRA alone, as older checkpoints do; resume from a newer one, or start a new run from its {ADAPTER}")
-    return load_file(path / OPTIMIZER)
+    files = check(path).files
+    if OPTIMIZER not in files:
+        raise RunError(f"{path}: {ALONE}")
+    return load_file(path / part_file(name)) if part_file(name) in files else {}
+
+
+def part_file(name: str) -> str:
+    """The file of a part's tensors."""
+    return f"{name}.safetensors"
 
 
 def state(path: Path) -> State:
@@ -174,12 +225,26 @@ def sweep(folder: Path) -> None:
             path.rename(final)
     for path in folder.glob("step-*/.part-*"):
         path.unlink(missing_ok=True)
+    for stored in list(folder):
+        for path in stored.path.iterdir():
+            if path.name not in stored.files and path.name != MANIFEST:
+                path.unlink()  # disowned by `thin`, whose process died before it could remove it
 
 
-def retain(folder: Path, keep: int, anchor_every: int) -> None:
-    """Take the optimizer's memory from all checkpoints but the newest `keep` and those of every `anchor_every` steps."""
-    for stored in list(folder)[:-keep]:
-        if OPTIMIZER in stored.files and not (anchor_every and stored.step % anchor_every == 0):
+def retain(folder: Path, keep: int, anchor_every: int, best: int | None = None) -> None:
+    """Take the carried parts from all checkpoints but the newest `keep`, those of every `anchor_every` steps, and the step `best`.
+
+    The mark of the best moves with it.
+    """
+    found = list(folder)
+    for stored in found:
+        if best is not None and stored.best != (stored.step == best):
+            try:
+                _rewrite(stored.path, {"best": stored.step == best})
+            except OSError:
+                return  # see below
+    for stored in found[:-keep]:
+        if stored.whole and stored.step != best and not (anchor_every and stored.step % anchor_every == 0):
             try:
                 thin(stored.path)
             except OSError:
@@ -187,18 +252,25 @@ def retain(folder: Path, keep: int, anchor_every: int) -> None:
 
 
 def thin(path: Path) -> None:
-    """Give up the optimizer's memory: the manifest disowns it first, so that a crash in between leaves no half checkpoint."""
+    """Give up all but adapter and state: the manifest disowns it first, so that a crash in between leaves no half checkpoint."""
     manifest = json.loads((path / MANIFEST).read_bytes())
-    manifest["files"].pop(OPTIMIZER, None)
-    part = path / f".part-{uuid.uuid4().hex}"
+    given_up = [name for name in manifest["files"] if name not in LASTING]
+    _rewrite(path, {"files": {name: entry for name, entry in manifest["files"].items() if name in LASTING}})
+    reached("checkpoint-thin")
+    for name in given_up:
+        (path / name).unlink(missing_ok=True)
+
+
+def _rewrite(path: Path, changes: Mapping[str, Any]) -> None:
+    """Give a checkpoint's manifest other entries, all or nothing. Raises OSError."""
+    manifest = json.loads((path / MANIFEST).read_bytes()) | changes
+    fresh = path / f".part-{uuid.uuid4().hex}"
     try:
-        _write(part, json.dumps(manifest, indent=1).encode())
-        part.replace(path / MANIFEST)
+        _write(fresh, json.dumps(manifest, indent=1).encode())
+        fresh.replace(path / MANIFEST)
         _sync(path)
-        reached("checkpoint-thin")
-        (path / OPTIMIZER).unlink(missing_ok=True)
     finally:
-        part.unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
 
 
 def digest(value: Any) -> str:

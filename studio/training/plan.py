@@ -2,10 +2,8 @@
 
 import re
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from studio import config as settings
 from studio.config import TrainConfig
@@ -62,7 +60,7 @@ class Plan:
 
 
 def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resumed: checkpoint.State | None) -> Plan:
-    """Settle everything. Raises SettingsError or ImageError with the way out."""
+    """Settle everything; a drawn seed is that of `resumed`. Raises SettingsError or ImageError with the way out."""
     if not images.pictures:
         raise ImageError(f"image set {images.name}: there is no picture in it; add some")
     seed = _seed(config, resumed)
@@ -79,10 +77,7 @@ def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resume
     order = buckets.order(crops, config.batch_size, config.repeats, config.seed)
     steps = config.steps or order.steps(config.epochs or 1, config.gradient_accumulation)
     pictures_hash = checkpoint.digest([[p.name, p.sha256, caption] for p, caption in zip(images.pictures, captions, strict=True)])
-    made = Plan(config, tuple(images.pictures), crops, captions, order, steps, pictures_hash, _warnings(images, crops, order, config))
-    if resumed is not None:
-        _check_same_run(made, resumed)
-    return made
+    return Plan(config, tuple(images.pictures), crops, captions, order, steps, pictures_hash, _warnings(images, crops, order, config))
 
 
 def with_trigger(caption: str, trigger: str) -> str:
@@ -93,9 +88,9 @@ def with_trigger(caption: str, trigger: str) -> str:
 
 
 def resumable(config: TrainConfig) -> Path | None:
-    """The checkpoint folder that `start_from` names, or None if it names a LoRA file or nothing."""
+    """The checkpoint folder that `start_from` names, whole or not, or None if it names a LoRA file or nothing."""
     path = Path(config.start_from) if config.start_from else None
-    return path if path is not None and checkpoint.is_checkpoint(path) else None
+    return path if path is not None and (checkpoint.is_checkpoint(path) or checkpoint.step_of(path) >= 0) else None
 
 
 def _seed(config: TrainConfig, resumed: checkpoint.State | None) -> int:
@@ -130,16 +125,3 @@ def _doubtful(config: TrainConfig) -> list[str]:
     if config.optimizer == "lion" and config.learning_rate and config.learning_rate > LION_RATE:
         found.append(f"optimizer lion takes steps of full size: a third to a tenth of AdamW's learning_rate is usual, {config.learning_rate:g} is a lot")
     return found
-
-
-def _check_same_run(made: Plan, resumed: checkpoint.State) -> None:
-    now: Mapping[str, Any] = made.config.model_dump(mode="json")
-    fields = TrainConfig.model_fields  # a setting that came after the checkpoint had its default then
-    before = {name: resumed.settings.get(name, fields[name].get_default()) for name in now}
-    changed = [f"{name} {before[name]!r} -> {now[name]!r}" for name in now if name not in FREE and before[name] != now[name]]
-    if made.images_hash != resumed.images:
-        changed.append("the pictures or captions")
-    if changed:
-        raise SettingsError(f"this run cannot be resumed with other settings: {'; '.join(changed)}; put them back, or start a new run from its LoRA file")
-    if made.steps < resumed.step:
-        raise SettingsError(f"steps {made.steps} is less than the {resumed.step} this run has done; ask for more")

@@ -12,6 +12,7 @@ from studio.errors import RunError, StudioError
 from studio.families.base import Base
 
 ADAPTER_BYTES, MEMORY_BYTES = 4, 8  # a trained number in fp32, and the two moments the optimizer keeps of it
+AVERAGE_BYTES = 8  # the moving average in fp32, and the weights that the adapter then does not hold
 MARGIN = 1.1  # headers, events, previews, the exported file
 LEAST = 2**24  # what any run writes
 
@@ -22,10 +23,11 @@ def disk(folder: Path, parameters: int, config: TrainConfig, done: int) -> None:
     adapters = max(1, math.ceil((steps - done) / config.save_every) if config.save_every else 1)
     anchors = steps // config.anchor_every - done // config.anchor_every if config.anchor_every else 0
     whole = min(adapters, config.keep_checkpoints + 1 + anchors)
-    need = int(MARGIN * parameters * (ADAPTER_BYTES * adapters + MEMORY_BYTES * whole)) + LEAST
+    beside = MEMORY_BYTES + (AVERAGE_BYTES if config.ema_decay else 0)
+    need = int(MARGIN * parameters * (ADAPTER_BYTES * adapters + beside * whole)) + LEAST
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if free < need:
-        each = parameters * (ADAPTER_BYTES + MEMORY_BYTES)
+        each = parameters * (ADAPTER_BYTES + beside)
         raise RunError(
             f"{folder}: {need / 1e6:.0f} MB are needed for {adapters} checkpoints of up to {each / 1e6:.0f} MB and only {free / 1e6:.0f} MB are free; "
             "free some space, or raise save_every"

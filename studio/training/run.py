@@ -3,7 +3,8 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from studio.events import Checkpoint
 from studio.families.base import Components, Family
 from studio.killpoints import reached
 from studio.lora import attach
-from studio.training import checkpoint, objective, optim
+from studio.training import carried, checkpoint, objective, optim
 from studio.training import team as teams
+from studio.training.average import Average
+from studio.training.carried import Carried, Memory
 from studio.training.draws import Draw
 from studio.training.plan import Plan
 from studio.training.step import Micro, Outcome, Stepper
@@ -35,6 +38,7 @@ class Run:
     family: Family
     store: Cache
     folder: Path
+    origin: Mapping[str, Any]
     step: int = 0
     skipped: int = 0
     in_a_row: int = 0
@@ -42,6 +46,8 @@ class Run:
     saved: checkpoint.Stored | None = None
     components: Components = field(init=False)
     stepper: Stepper = field(init=False)
+    average: Average | None = None
+    carried: dict[str, Carried] = field(default_factory=dict)  # by the names of their files
     checked: bool = False
     micro: int = 0  # pictures at once since memory ran out; 0 is a whole batch
     notes: list[str] = field(default_factory=list)
@@ -63,15 +69,18 @@ class Run:
             c.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         c.denoiser.train()
         goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config.min_snr_gamma, config.flow_shift)  # type: ignore[arg-type]
-        self.stepper = Stepper(c, self.family, goal, config)
+        self.stepper = stepper = Stepper(c, self.family, goal, config)
+        self.carried["optimizer"] = Memory(stepper.optimizer, stepper.weights.names)
+        if config.ema_decay:
+            self.carried["ema"] = self.average = Average(stepper.weights, config.ema_decay)
         if resumed:
             self._restore(resumed)
 
     def _restore(self, resumed: Path) -> None:
         state = checkpoint.state(resumed)
-        optim.load_state_tensors(self.stepper.optimizer, self.stepper.weights.names, checkpoint.optimizer(resumed))
+        carried.restore(self.carried, resumed)
         self.stepper.weights.publish()
-        self.step, self.skipped = state.step, state.skipped
+        self.step, self.skipped, self.in_a_row = state.step, state.skipped, state.in_a_row
         self.stepper.loss_scale, self.stepper.scaled_steps, self.micro = state.loss_scale, state.scaled_steps, state.micro
         if resumed.parent == self.folder / "checkpoints":
             self.saved = checkpoint.check(resumed)  # it stands: nothing is gained by writing it anew
@@ -91,6 +100,8 @@ class Run:
             self.checked = True
         rate = optim.learning_rate(self.step + 1, self.plan.steps, config)
         outcome = self.stepper.update(loss, rate)
+        if self.average and outcome.applied:
+            self.average.update()
         reached("update")
         self.step += 1
         self.in_a_row = 0 if outcome.applied else self.in_a_row + 1
@@ -139,8 +150,9 @@ class Run:
     def save(self) -> Checkpoint:
         """Write a checkpoint of this step, all or nothing."""
         stepper = self.stepper
-        with optim.given(stepper.optimizer), stepper.weights.exposed():
+        with self._exposed():
             adapter = attach.collect(self.components)
+        tensors, entries = carried.gathered(self.carried)
         state = checkpoint.State(
             step=self.step,
             family=self.family.facts.name,
@@ -150,12 +162,28 @@ class Run:
             loss_scale=stepper.loss_scale,
             scaled_steps=stepper.scaled_steps,
             micro=self.micro,
+            in_a_row=self.in_a_row,
+            origin=self.origin,
+            entries=entries,
         )
-        memory = optim.state_tensors(stepper.optimizer, stepper.weights.names)
-        self.saved = stored = checkpoint.save(self.folder / "checkpoints", state, adapter, memory)
+        self.saved = stored = checkpoint.save(self.folder / "checkpoints", state, adapter, tensors)
         checkpoint.retain(stored.path.parent, self.plan.config.keep_checkpoints, self.plan.config.anchor_every)
         path = stored.path.relative_to(self.folder).as_posix()
         return Checkpoint(step=self.step, path=path, adapter=f"{path}/{checkpoint.ADAPTER}", sha256=stored.sha256, bytes=stored.bytes)
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Within, the layers run with the weights that the run gives: the moving average if there is one, else what the optimizer gives."""
+        return self.average.running() if self.average else self.stepper.shown()
+
+    @contextmanager
+    def _exposed(self) -> Iterator[None]:
+        """The same weights in fp32: for reading them off, not for running."""
+        if self.average:
+            with self.average.exposed():
+                yield
+        else:
+            with optim.given(self.stepper.optimizer), self.stepper.weights.exposed():
+                yield
 
     @property
     def parameters(self) -> int:
@@ -181,6 +209,7 @@ class Run:
             "device": str(c.device),
             "precision": str(c.dtype).removeprefix("torch."),
             "resumed": self.step > 0,
+            "saved_weights": f"moving average, decay {config.ema_decay:g}" if config.ema_decay else "as trained",
             **self.stepper.objective.facts(shape),
         }
 
@@ -195,6 +224,8 @@ class Run:
         """Let go of the models, so that the next job finds the memory free."""
         if hasattr(self, "components"):
             self.components.parts.clear()
+        self.carried.clear()
+        self.average = None
         if hasattr(self, "stepper"):
             del self.stepper
         release(self.store.device)

@@ -34,6 +34,7 @@ LABELS = {
     "flip": "Mirror pictures",
     "negative_prompt": "Negative prompt",
     "max_gradient_norm": "Gradient clip",
+    "ema_decay": "EMA decay",
     "gradient_checkpointing": "Checkpointing",
     "count": "Pictures",
 }

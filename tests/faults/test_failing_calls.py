@@ -34,7 +34,7 @@ def adapter(value: float) -> Adapter:
 
 def save(folder: Path, step: int, value: float = 0.1) -> checkpoint.Stored:
     state = checkpoint.State(step=step, family="sdxl", images="hash", settings={"seed": 2})
-    return checkpoint.save(folder, state, adapter(value), {"w/exp_avg": torch.arange(3.0)})
+    return checkpoint.save(folder, state, adapter(value), {"optimizer": {"w/exp_avg": torch.arange(3.0)}})
 
 
 class Failing(io.FileIO):

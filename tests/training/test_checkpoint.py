@@ -20,7 +20,7 @@ def adapter(value: float = 0.1) -> Adapter:
 
 def save(folder, step=1, value=0.1):
     state = State(step=step, family="sdxl", images="hash", settings={"seed": 2}, skipped=1, loss_scale=4.0)
-    return checkpoint.save(folder, state, adapter(value), {"w/exp_avg": torch.arange(3.0), "w/step": torch.tensor(7.0)})
+    return checkpoint.save(folder, state, adapter(value), {"optimizer": {"w/exp_avg": torch.arange(3.0), "w/step": torch.tensor(7.0)}})
 
 
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
@@ -29,7 +29,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     layer = checkpoint.adapter(stored.path).layers["unet.a.to_q"]
     assert isinstance(layer, LowRank)
     assert torch.equal(layer.down, torch.full((2, 3), 0.1)) and torch.equal(layer.up, torch.full((4, 2), 0.1)) and layer.alpha == 0.3
-    assert torch.equal(checkpoint.optimizer(stored.path)["w/exp_avg"], torch.arange(3.0))
+    assert torch.equal(checkpoint.part(stored.path, "optimizer")["w/exp_avg"], torch.arange(3.0))
     state = checkpoint.state(stored.path)
     assert (state.step, state.family, state.settings, state.skipped, state.loss_scale) == (200, "sdxl", {"seed": 2}, 1, 4.0)
 

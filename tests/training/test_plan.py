@@ -9,6 +9,7 @@ from studio.config import TrainConfig
 from studio.data.images import ImageSet, Picture
 from studio.errors import ImageError, SettingsError
 from studio.families.base import Base
+from studio.training import lineage
 from studio.training.checkpoint import State
 from studio.training.plan import plan, with_trigger
 
@@ -20,7 +21,10 @@ def images(*captions: str, side: int = 128, trigger: str = "") -> ImageSet:
 
 
 def settle(config: TrainConfig | None = None, of: ImageSet | None = None, resumed: State | None = None):
-    return plan(config or TrainConfig(images="x", seed=1), BASE, families.get("sdxl").facts, of or images("a", "b", "c"), resumed)
+    made = plan(config or TrainConfig(images="x", seed=1), BASE, families.get("sdxl").facts, of or images("a", "b", "c"), resumed)
+    if resumed is not None:
+        lineage.refuse(made, {}, resumed)
+    return made
 
 
 @pytest.mark.parametrize(

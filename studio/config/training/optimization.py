@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from studio.config.settings import Settings
 from studio.errors import SettingsError
@@ -53,4 +53,13 @@ class Optimization(Settings):
     warmup_steps: int = Field(default=0, ge=0, le=100_000, description="Steps over which the learning rate rises from 0")
     weight_decay: float = Field(default=0.01, ge=0, le=1, description="How strongly weights are drawn to zero")
     max_gradient_norm: float = Field(default=1.0, ge=0, le=1000, description="Gradients are clipped to this norm; 0 is off")
+    ema_decay: float | None = Field(
+        default=None, ge=0.5, lt=1, description="Moving average of the weights; previews and the result use it (0.99 for short runs, 0.999 for long); empty is off"
+    )
     seed: int = Field(default=-1, ge=-1, le=2**63 - 1, description="-1 draws one and records it")
+
+    @model_validator(mode="after")
+    def _one_average(self) -> Self:
+        if self.ema_decay is not None and self.optimizer == "schedule-free":
+            raise ValueError("optimizer schedule-free averages the weights itself: leave ema_decay empty, or take another optimizer")
+        return self
