@@ -76,7 +76,8 @@ class Stored:
 def save(folder: Path, state: State, adapter: Adapter, parts: "Mapping[str, Mapping[str, Tensor]]", *, best: bool = False) -> Stored:
     """Write the checkpoint of a step under `folder`, replacing one of the same step.
 
-    parts: tensors by name, of "optimizer" and of whatever else the run carries; each part becomes a file. Raises RunError if a weight is not finite or the disk refuses; what was there before stays.
+    parts: tensors by name, of "optimizer" and of whatever else the run carries; each part becomes a file.
+    Raises RunError if a weight is not finite or the disk refuses; what was there before stays.
     """
     from safetensors.torch import save as to_bytes
 
@@ -91,7 +92,9 @@ def save(folder: Path, state: State, adapter: Adapter, parts: "Mapping[str, Mapp
             STATE: json.dumps(asdict(state), indent=1).encode(),
         }
         files = {name: _write(part / name, content) for name, content in contents.items()}
-        manifest = {"schema": SCHEMA, "step": state.step, "config": digest(state.settings), "images": state.images, "files": files} | ({"best": True} if best else {})
+        manifest = {"schema": SCHEMA, "step": state.step, "config": digest(state.settings), "images": state.images, "files": files} | (
+            {"best": True} if best else {}
+        )
         _write(part / MANIFEST, json.dumps(manifest, indent=1).encode())
         _sync(part)
         _publish(part, final)

@@ -54,7 +54,10 @@ class Optimization(Settings):
     weight_decay: float = Field(default=0.01, ge=0, le=1, description="How strongly weights are drawn to zero")
     max_gradient_norm: float = Field(default=1.0, ge=0, le=1000, description="Gradients are clipped to this norm; 0 is off")
     ema_decay: float | None = Field(
-        default=None, ge=0.5, lt=1, description="Moving average of the weights; previews and the result use it (0.99 for short runs, 0.999 for long); empty is off"
+        default=None,
+        ge=0.5,
+        lt=1,
+        description="Moving average of the weights; previews and the result use it (0.99 for short runs, 0.999 for long); empty is off",
     )
     seed: int = Field(default=-1, ge=-1, le=2**63 - 1, description="-1 draws one and records it")
 
