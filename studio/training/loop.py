@@ -1,10 +1,10 @@
 """One training loop for every family."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -15,12 +15,11 @@ from studio.data.images import ImageSet
 from studio.errors import Cancelled, Interrupted, RunError
 from studio.events import Event, Finished, Loading, Started, Step, Warned
 from studio.families.base import Base
-from studio.families.devices import resolve_dtype
-from studio.training import checkpoint, lineage, preflight
+from studio.training import preflight
 from studio.training import team as teams
-from studio.training.plan import Plan, plan, resumable
 from studio.training.previews import Preview, Previewer
 from studio.training.run import Run
+from studio.training.start import settle
 
 __all__ = ["Preview", "Requests", "train"]
 
@@ -42,20 +41,14 @@ def train(
     """
     began = time.monotonic()
     family = families.get(base.family)
-    wanted = resumable(config)
-    stored, wrong = checkpoint.usable(wanted) if wanted else (None, [])
-    state = checkpoint.state(stored.path) if stored else None
-    made = plan(config, base, family.facts, images, state)
     where = _device(device)
-    dtype = resolve_dtype(made.config.precision, where)
-    origin = lineage.origin(base, family.facts.name, dtype, where)
-    if state:
-        lineage.refuse(made, origin, state)
+    start = settle(config, base, family.facts, images, where)
+    made = start.plan
     wishes = Wishes(requests)
-    for message in (*made.warnings, *_told_of_start(config, made, origin, state, wrong)):
+    for message in start.told:
         yield Warned(message=message)
 
-    store = Cache(cache, base, family, dtype, where)
+    store = Cache(cache, base, family, start.dtype, where)
     team = teams.current()
     if team.main:
         for event in store.fill(made.everything()):
@@ -64,10 +57,10 @@ def train(
     wishes.requests = team.hear(requests, where)
 
     yield Loading(phase=f"Loading {base.title or base.name}")
-    run = Run(made, family, store, folder, origin)
+    run = Run(made, family, store, folder, start.origin)
     try:
         preflight.memory(base, store.dtype, where)
-        run.begin(stored.path if stored else None)
+        run.begin(start.resumed)
         preflight.disk(folder, run.parameters, made.config.model_copy(update={"steps": made.steps}), run.step)
         previewer = Previewer(preview, family, run.components, folder, run.shown)
         yield Started(step=run.step, total=made.steps, settings=run.settings(), facts=run.facts())
@@ -120,17 +113,6 @@ class Wishes:
         """Whether a sample was asked for since the last time."""
         asked, self._sample = self._sample, False
         return asked
-
-
-def _told_of_start(config: TrainConfig, made: Plan, origin: Mapping[str, Any], state: checkpoint.State | None, wrong: Sequence[str]) -> list[str]:
-    """What to know about where a run starts from: damaged checkpoints passed over, another machine, or another run's weights."""
-    if state is not None:
-        passed = [f"{'; '.join(wrong)}: the run goes on from step {state.step} instead"] if wrong else []
-        return passed + lineage.notes(origin, state)
-    source = Path(config.start_from) if config.start_from else None
-    if source is not None and checkpoint.is_checkpoint(source.parent):
-        return [lineage.forked(made, origin, checkpoint.state(source.parent))]
-    return []
 
 
 def _due(every: int, step: int) -> bool:
