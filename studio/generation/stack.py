@@ -1,37 +1,54 @@
 """Several LoRAs on one base at once, without ever changing what the base is.
 
-The base's own tensors are kept as they are; a layer under the stack gets a new one, round(W + sum of weight * delta), computed in
-fp32 and rounded once. Taking the stack away puts the old tensor back, so the base is the same bit for bit.
+Baked, a layer's weight becomes round(W + sum of weight * delta), computed from the base's own tensor in fp32 and rounded once; taking
+the stack away puts that tensor back, so the base is the same bit for bit. Live, the weight stays and a side path adds the sum to the
+layer's output: strengths may then move from step to step and differ from image to image, and the base may be quantised.
 """
 
 import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from studio.config import LoraWeight
 from studio.errors import FormatError
 from studio.families import FAMILIES
 from studio.families.base import Components
-from studio.lora.adapter import Adapter, Layer, LowRank, delta, facts, moved, tensors
-from studio.lora.attach import parameter_map
+from studio.generation import sharing, strengths
+from studio.generation.baked import Baked, Recipe
+from studio.generation.live import Live
+from studio.generation.sharing import Mode, Shared
+from studio.generation.side import fits
+from studio.generation.strengths import Strength
+from studio.lora.adapter import Adapter, Layer, delta, facts, moved, tensors
+from studio.lora.attach import module_map, parameter_map
 from studio.lora.formats import LoadReport, report
+from studio.lora.products import low_rank, whole
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Parameter
 
-SPARE_BYTES = 4 * 2**30  # left free on a GPU for activations before the base's own tensors move to main memory
+    Factors = tuple[Tensor, Tensor]
+
 CACHED = 4  # adapters whose factors stay on the device after they left the stack
+Rows = Sequence[tuple[Adapter, Strength]]
 
 
 @dataclass(frozen=True)
 class StackReport:
-    """How each row fits the base, in the order given; None for a row of weight 0."""
+    """How each row fits the base, in the order given; None for a row that is off. How the stack acts, and why."""
 
     rows: tuple[LoadReport | None, ...]
     names: tuple[str, ...]
     baked: int = 0  # layers that were computed anew
+    live: int = 0  # layers with a side path
+    reason: str = ""
+
+    @property
+    def mode(self) -> str:
+        return "live" if self.live else "baked"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -41,11 +58,7 @@ class StackReport:
             if row and (row.missing or row.mismatched):
                 wrong = [*row.missing, *row.mismatched]
                 found.append(f"LoRA {name}: {len(wrong)} of {len(wrong) + len(row.matched)} layers do not fit this base and are left out, first {wrong[0]}")
-        return tuple(found)
-
-
-_Recipe = tuple[tuple[str, float], ...]  # (adapter's key, weight), sorted by key
-_Factors = tuple[Any, ...]  # on the base's device in fp32: (up scaled by alpha / rank, down), or (layer,)
+        return tuple(dict.fromkeys(found))
 
 
 class Stack:
@@ -54,57 +67,100 @@ class Stack:
     def __init__(self, c: Components):
         self._c = c
         self._weights: dict[str, Parameter] = parameter_map(c)
-        self._own: dict[str, Tensor] = {}  # module path -> the base's tensor, for layers under the stack
-        self._recipes: dict[str, _Recipe] = {}  # module path -> what its tensor is made of now
-        self._applied: _Recipe = ()
-        self._placed: dict[str, dict[str, Layer | _Factors]] = {}  # adapter's key -> its matching layers, factors once they were baked
+        self._modules: dict[str, Any] = dict(module_map(c))
+        self._quantised = {path for path, module in self._modules.items() if _is_quantised(module.weight)}
+        self._baked = Baked(self._weights)
+        self._live = Live(self._modules, self._place)
+        self._spoken = Live(self._modules, self._place)  # on quantised text encoders
+        self._rows: list[tuple[LoraWeight, ...]] = []  # image by image; called by the adapters' keys
+        self._shared = Shared({}, {}, "")
+        self._placed: dict[str, dict[str, Layer]] = {}  # adapter's key -> its matching layers
+        self._factors: dict[str, dict[str, Factors | None]] = {}  # and their factors, once they were needed
         self._keys: dict[int, tuple[Adapter, str]] = {}
 
-    def set(self, rows: Sequence[tuple[Adapter, float]], names: Sequence[str] = ()) -> StackReport:
-        """Make the stack exactly these adapters at these weights; weight 0 is the same as leaving the row out.
+    def set(self, rows: Rows, names: Sequence[str] = (), mode: Mode = "auto") -> StackReport:
+        """Make the stack exactly these adapters at these strengths; weight 0 is the same as leaving the row out.
 
         The order of rows makes no difference to any bit. Only layers whose sum changes are computed. Raises FormatError if an
-        adapter fits nowhere or makes a weight infinite; the base is then as if there were no stack.
+        adapter fits nowhere or makes a weight infinite, SettingsError if a strength has no meaning here; the base is then as if
+        there were no stack.
         """
-        names = tuple(names) or tuple(adapter.metadata.get("ss_output_name") or f"number {i + 1}" for i, (adapter, _) in enumerate(rows))
+        return self.set_each([rows], [names], mode)
+
+    def set_each(self, stacks: Sequence[Rows], names: Sequence[Sequence[str]], mode: Mode = "auto") -> StackReport:
+        """Several stacks at once, one for each image of a batch. The text encoders have that of the first; see `speak`."""
+        called = [name for rows, said in zip(stacks, names, strict=True) for name in (said or _names(rows))]
+        rows = [row for stack in stacks for row in stack]
         try:
-            reports = tuple(self._fit(adapter, name) if weight else None for (adapter, weight), name in zip(rows, names, strict=True))
-            self._applied = self._recipe(rows)
-            recipes = self._by_layer()
-            changed = [path for path in {**self._recipes, **recipes} if self._recipes.get(path) != recipes.get(path)]
-            self._bake(changed, recipes, names)
+            reports = tuple(self._fit(adapter, strengths.row_of(strength, name)) for (adapter, strength), name in zip(rows, called, strict=True))
+            self._rows = [sharing.gather([strengths.row_of(strength, self._key(adapter)) for adapter, strength in stack]) for stack in stacks]
+            self._shared = sharing.share(self._rows, self._placed, self._c.facts, mode, self)
+            baked, finite = self._baked.set({**self._shared.baked, **self._text(0)}, self._add)
+            sound = self._live.set(self._shared.live, len(stacks), self._products) and self._whisper(0)
+            if not (finite and sound):
+                raise FormatError(f"LoRA {', '.join(called)}: these weights make numbers beyond {self._c.dtype}; lower the weights, or the file is broken")
         except BaseException:
             self.clear()
             self._forget([])
             raise
         self._forget([adapter for adapter, _ in rows])
-        return StackReport(reports, names, len(changed))
+        return StackReport(reports, tuple(called), baked, self._live.layers + self._spoken.layers, self._shared.reason)
+
+    def at(self, position: float) -> None:
+        """Move scheduled strengths to a share of the denoising: 0 is the first step, 1 the last."""
+        self._live.at(position)
+
+    def speak(self, image: int) -> None:
+        """Put the stack of this image of the batch on the text encoders: its prompt is encoded next."""
+        self._baked.set({**self._shared.baked, **self._text(image)}, self._add)
+        self._whisper(image)
 
     def clear(self) -> None:
-        """Put every tensor of the base back."""
-        for path in list(self._own):
-            self._restore(path)
-        self._recipes, self._applied = {}, ()
+        """Put every tensor of the base back and take every side path off."""
+        self._live.clear()
+        self._spoken.clear()
+        self._baked.clear()
+        self._rows, self._shared = [], Shared({}, {}, "")
 
-    def fingerprint(self, parts: Sequence[str] = ()) -> str:
+    @property
+    def layout(self) -> str:
+        """A word for where the stack's numbers lie: a captured graph of the denoiser stays right as long as it is the same."""
+        return self._live.layout
+
+    def fingerprint(self, parts: Sequence[str] = (), image: int = 0) -> str:
         """A word for what the stack does to the base, or to some of its parts; empty if nothing."""
-        made = self._applied
+        made = [str(row) for row in (self._rows[image] if self._rows else ())]
         if parts:
-            prefixes = tuple(f"{part}." for part in parts)
-            made = tuple(row for row in made if any(path.startswith(prefixes) for path in self._placed[row[0]]))
+            text = [(row.name, part, strengths.on_path(row, f"{part}.", self._c.facts)) for row in self._rows[image] for part in parts] if self._rows else []
+            made = [f"{key} {part} {weight!r}" for key, part, weight in text if weight and any(path.startswith(f"{part}.") for path in self._placed[key])]
         return hashlib.sha256(repr(made).encode()).hexdigest()[:16] if made else ""
 
-    def _fit(self, adapter: Adapter, name: str) -> LoadReport:
-        """Check an adapter against the base and keep its matching layers."""
+    def is_quantised(self, path: str) -> bool:
+        """Whether the layer's weight is stored in fewer bits than can be added to."""
+        return path in self._quantised
+
+    def has_side(self, key: str, path: str) -> bool:
+        """Whether the adapter's layer there is a short product that a side path can run."""
+        return self.takes_side(path) and self._short(key, path) is not None
+
+    def takes_side(self, path: str) -> bool:
+        """Whether a side path can run beside this layer at all; biases and norms take none."""
+        return path in self._modules and fits(self._modules[path])
+
+    def _fit(self, adapter: Adapter, row: LoraWeight) -> LoadReport | None:
+        """Check a row against the base and keep the adapter's matching layers."""
+        if row.off:
+            return None
         own = self._c.facts
         if adapter.family != own.name:
             other = FAMILIES[adapter.family].facts.title if adapter.family in FAMILIES else adapter.family
-            raise FormatError(f"LoRA {name} is for {other}, the base {self._c.base.name} is {own.title}; choose a LoRA or a base of the same family")
-        found = report(adapter, {path: tuple(weight.shape) for path, weight in self._weights.items()})
+            raise FormatError(f"LoRA {row.name} is for {other}, the base {self._c.base.name} is {own.title}; choose a LoRA or a base of the same family")
+        strengths.check(row, own)
+        found = report(adapter, {path: self._shape(path) for path in self._weights})
         if not found.matched:
             first = next(iter([*found.missing, *found.mismatched]), "it has none")
             raise FormatError(
-                f"LoRA {name} ({own.title}) has no layer that fits the base {self._c.base.name} ({own.title}): {first}; choose the base it was trained on"
+                f"LoRA {row.name} ({own.title}) has no layer that fits the base {self._c.base.name} ({own.title}): {first}; choose the base it was trained on"
             )
         self._placed.setdefault(self._key(adapter), {path: adapter.layers[path] for path in found.matched})
         return found
@@ -116,91 +172,89 @@ class Stack:
             known = self._keys[id(adapter)] = (adapter, _digest(adapter))
         return known[1]
 
-    def _recipe(self, rows: Sequence[tuple[Adapter, float]]) -> _Recipe:
-        weights: dict[str, list[float]] = {}
-        for adapter, weight in rows:
-            if weight:
-                weights.setdefault(self._key(adapter), []).append(weight)
-        summed = ((key, math.fsum(values)) for key, values in sorted(weights.items()))
-        return tuple((key, weight) for key, weight in summed if weight)
+    def _text(self, image: int) -> dict[str, Recipe]:
+        """What this image's stack makes of the text encoders' weights."""
+        return {} if not self._rows else sharing.spoken(self._rows[image], self._placed, self._c.facts, lambda path: not self.is_quantised(path))
 
-    def _by_layer(self) -> dict[str, _Recipe]:
-        found: dict[str, list[tuple[str, float]]] = {}
-        for key, weight in self._applied:
-            for path in self._placed[key]:
-                found.setdefault(path, []).append((key, weight))
-        return {path: tuple(rows) for path, rows in found.items()}
+    def _whisper(self, image: int) -> bool:
+        """The same beside quantised weights. Whether all numbers are finite."""
+        recipes = {} if not self._rows else sharing.spoken(self._rows[image], self._placed, self._c.facts, self.is_quantised)
+        return self._spoken.set(sharing.constant(recipes), 1, self._products)
 
-    def _bake(self, changed: Sequence[str], recipes: dict[str, _Recipe], names: Sequence[str]) -> None:
+    def _short(self, key: str, path: str) -> "Factors | None":
+        """The layer as a short product, if it is one, in fp32 on the base's device; kept."""
+        kept = self._factors.setdefault(key, {})
+        if path not in kept:
+            layer = moved(self._placed[key][path], self._like(path))
+            kept[path] = low_rank(layer)
+            if kept[path] is None:
+                self._placed[key][path] = layer  # is needed whole, so it stays on the device
+        return kept[path]
+
+    def _products(self, key: str, path: str) -> "Factors":
+        return self._short(key, path) or whole(delta(self._placed[key][path], self._own(path)))
+
+    def _add(self, recipe: Recipe, path: str, total: "Tensor", own: "Tensor") -> None:
+        """total += sum of weight * delta, in fp32; own: the base's tensor, which some deltas depend on."""
         import torch
 
-        finite = torch.ones((), dtype=torch.bool, device=self._c.device)
-        with torch.no_grad():
-            spare = self._spare(changed)
-            for path in changed:
-                if path not in recipes:
-                    self._restore(path)
-                    continue
-                held = self._weights[path]
-                own = self._own.get(path)
-                if own is None:
-                    own = held.data
-                total = own.to(held.device, torch.float32, copy=True)
-                for key, weight in recipes[path]:
-                    self._add(total, own, self._factors(key, path, total), weight)
-                baked = total.to(own.dtype)
-                finite &= torch.isfinite(baked).all().to(finite.device)
-                self._own[path] = own if spare else own.to("cpu")
-                held.data = baked
-                self._recipes[path] = recipes[path]
-        if not bool(finite):
-            raise FormatError(f"LoRA {', '.join(names)}: these weights make numbers beyond {self._c.dtype}; lower the weights, or the file is broken")
-
-    def _factors(self, key: str, path: str, like: "Tensor") -> _Factors:
-        factors = self._placed[key][path]
-        if not isinstance(factors, tuple):
-            layer = factors
-            if isinstance(layer, LowRank):
-                factors = (layer.up.to(like).flatten(1) * (layer.alpha / layer.rank), layer.down.to(like).flatten(1))
+        ups, downs = [], []
+        for key, weight in recipe:
+            short = self._short(key, path)
+            if short is None:
+                total.add_(delta(self._placed[key][path], own.to(total)), alpha=weight)
             else:
-                factors = (moved(layer, like),)
-            self._placed[key][path] = factors
-        return factors
+                ups.append(short[0] * weight)
+                downs.append(short[1])
+        if ups:
+            total.view(total.shape[0], -1).addmm_(torch.cat(ups, dim=1), torch.cat(downs))
 
-    @staticmethod
-    def _add(total: "Tensor", own: "Tensor", factors: _Factors, weight: float) -> None:
-        """total += weight * delta, in fp32; own: the base's tensor, which some deltas depend on."""
-        if len(factors) == 2:
-            total.view(total.shape[0], -1).addmm_(*factors, alpha=weight)
-        else:
-            total.add_(delta(factors[0], own.to(total)), alpha=weight)
+    def _own(self, path: str) -> "Tensor":
+        """The base's weight in fp32."""
+        if not self.is_quantised(path):
+            return self._baked.own(path).to(self._weights[path].device).float()
+        from peft.utils.integrations import dequantize_module_weight
 
-    def _restore(self, path: str) -> None:
-        own = self._own.pop(path)
-        held = self._weights[path]
-        held.data = own.to(held.device)
-        self._recipes.pop(path, None)
+        return dequantize_module_weight(self._modules[path]).float()
 
-    def _spare(self, paths: Sequence[str]) -> bool:
-        """Whether the device has room for the base's own tensors beside the baked ones."""
+    def _like(self, path: str) -> "Tensor":
         import torch
 
-        if self._c.device.type != "cuda":
-            return True
-        fresh = [self._weights[path] for path in paths if path not in self._own]
-        needed = sum(weight.numel() * weight.element_size() for weight in fresh)
-        return torch.cuda.mem_get_info(self._c.device)[0] > needed + SPARE_BYTES
+        return torch.empty(0, device=self._weights[path].device)
+
+    def _place(self, path: str) -> "tuple[torch.device, torch.dtype]":
+        weight = self._weights[path]
+        return weight.device, self._c.dtype if self.is_quantised(path) else weight.dtype
+
+    def _shape(self, path: str) -> tuple[int, ...]:
+        """Shape of the layer's weight as the base has it, however it is stored."""
+        if self.is_quantised(path):
+            module = self._modules[path]
+            return module.out_features, module.in_features
+        return tuple(self._weights[path].shape)
 
     def _forget(self, adapters: Sequence[Adapter]) -> None:
         """Let go of adapters that left the stack; of the last few the factors stay."""
-        used = {key for key, _ in self._applied}
+        used = {row.name for rows in self._rows for row in rows}
         idle = [key for key in self._placed if key not in used]
         for key in used:
             self._placed[key] = self._placed.pop(key)  # to the end: the longest unused comes first
         for key in idle[: max(0, len(idle) - CACHED)]:
             del self._placed[key]
+        self._factors = {key: kept for key, kept in self._factors.items() if key in self._placed}
         here = {id(adapter) for adapter in adapters}
         self._keys = {number: known for number, known in self._keys.items() if number in here}
+
+
+def _names(rows: Rows) -> list[str]:
+    return [adapter.metadata.get("ss_output_name") or f"number {i + 1}" for i, (adapter, _) in enumerate(rows)]
+
+
+def _is_quantised(weight: "Tensor") -> bool:
+    """Whether no sum can be written over the weight: packed bits, or a tensor class of its own."""
+    import torch
+
+    return not weight.is_floating_point() or weight.itemsize < 2 or type(weight.data) is not torch.Tensor
 
 
 def _digest(adapter: Adapter) -> str:

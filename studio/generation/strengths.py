@@ -11,9 +11,9 @@ from studio.families.base import Facts
 Strength = float | LoraWeight  # a number everywhere and at all times, or a row of its own
 
 
-def row_of(strength: Strength, name: str = "lora") -> LoraWeight:
-    """The strength as a row."""
-    return strength if isinstance(strength, LoraWeight) else LoraWeight.model_construct(name=name, weight=strength)
+def row_of(strength: Strength, name: str) -> LoraWeight:
+    """The strength as a row of this name."""
+    return strength.model_copy(update={"name": name}) if isinstance(strength, LoraWeight) else LoraWeight.model_construct(name=name, weight=strength)
 
 
 def check(row: LoraWeight, facts: Facts) -> None:

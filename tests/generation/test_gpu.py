@@ -52,12 +52,12 @@ def test_stack_and_pictures_on_cuda(name: str, precision, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", BASES)
 def test_the_bases_tensors_wait_in_main_memory_when_the_gpu_is_full(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("studio.generation.stack.SPARE_BYTES", 1 << 62)
+    monkeypatch.setattr("studio.generation.baked.SPARE_BYTES", 1 << 62)
     c = open_base(sources.find(name), "bf16", "cuda")
     before = {path: module.weight.detach().clone() for path, module in module_map(c).items()}  # type: ignore[operator, union-attr]
     stack = Stack(c)
     for weight in (1.0, 0.5):
         stack.set([(adapter(c, 1), weight)])
-    assert {tensor.device.type for tensor in stack._own.values()} == {"cpu"}
+    assert {tensor.device.type for tensor in stack._baked._own.values()} == {"cpu"}
     stack.clear()
     assert all(torch.equal(before[path], module.weight) and module.weight.is_cuda for path, module in module_map(c).items())  # type: ignore[arg-type]

@@ -1,0 +1,70 @@
+"""The baked part of a stack: weights computed anew from the base's own, in place, and put back bit for bit."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+SPARE_BYTES = 4 * 2**30  # left free on a GPU for activations before the base's own tensors move to main memory
+
+Recipe = tuple[tuple[str, float], ...]  # (adapter's key, weight), sorted
+Added = Callable[[Recipe, str, "Tensor", "Tensor"], None]  # recipe, path, total in fp32 to add to, the base's own tensor
+
+
+class Baked:
+    """Writes round(W + sum of weight * delta) over W: in fp32, rounded once. Captured graphs stay right, since no tensor moves."""
+
+    def __init__(self, weights: "Mapping[str, Parameter]"):
+        self._weights = weights
+        self._own: dict[str, Tensor] = {}  # path -> a copy of the base's tensor, for layers that are baked
+        self._recipes: dict[str, Recipe] = {}  # path -> what its tensor is made of now
+
+    def own(self, path: str) -> "Tensor":
+        """The base's tensor, whatever stands in its place now."""
+        return self._own.get(path, self._weights[path].data)
+
+    def set(self, recipes: Mapping[str, Recipe], add: Added) -> tuple[int, bool]:
+        """Make exactly these layers baked; how many were computed, and whether all numbers are finite. Only what changed is computed."""
+        import torch
+
+        changed = [path for path in {**self._recipes, **recipes} if self._recipes.get(path) != recipes.get(path)]
+        finite = [torch.ones((), dtype=torch.bool)]
+        with torch.no_grad():
+            spare = self._spare(changed)
+            for path in changed:
+                if path not in recipes:
+                    self._restore(path)
+                    continue
+                held = self._weights[path].data
+                if path not in self._own:
+                    self._own[path] = held.clone() if spare else held.to("cpu", copy=True)
+                total = self._own[path].to(held.device, torch.float32, copy=True)
+                add(recipes[path], path, total, self._own[path])
+                held.copy_(total)
+                self._recipes[path] = recipes[path]
+                finite.append(torch.isfinite(held).all())
+            return len(changed), bool(torch.stack([one.to(finite[-1].device) for one in finite]).all())
+
+    def clear(self) -> None:
+        """Put every tensor of the base back."""
+        import torch
+
+        with torch.no_grad():
+            for path in list(self._own):
+                self._restore(path)
+
+    def _restore(self, path: str) -> None:
+        self._weights[path].data.copy_(self._own[path])
+        del self._own[path]  # only now: an interrupt before it leaves a copy to restore from
+        self._recipes.pop(path, None)
+
+    def _spare(self, paths: list[str]) -> bool:
+        """Whether the device has room for the base's own tensors beside the baked ones."""
+        import torch
+
+        fresh = [self._weights[path] for path in paths if path not in self._own]
+        devices = {weight.device for weight in fresh if weight.device.type == "cuda"}
+        needed = sum(weight.numel() * weight.element_size() for weight in fresh)
+        return all(torch.cuda.mem_get_info(device)[0] > needed + SPARE_BYTES for device in devices)
