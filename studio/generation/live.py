@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from studio.generation import strengths
-from studio.generation.side import MULTIPLE, Side, attach, detach
+from studio.generation.side import MULTIPLE, Side, attach, detach, shapes
 
 if TYPE_CHECKING:
     import torch
@@ -116,10 +116,7 @@ class Live:
 
         module = self._modules[path]
         device, dtype = self._place(path)
-        if isinstance(module, torch.nn.Conv2d):
-            down, up = (rank, module.in_channels, *module.kernel_size), (module.out_channels, rank, 1, 1)
-        else:
-            down, up = (rank, module.in_features), (module.out_features, rank)
+        down, up = shapes(module, rank)
         side = Side(torch.zeros(down, device=device, dtype=dtype), torch.zeros(up, device=device, dtype=dtype))
         return _Layer(side, torch.zeros(up[:2], device=device), ())
 

@@ -14,9 +14,9 @@ from studio.events import Event, Finished, Image, Loading, Sample, Started, Step
 from studio.families.base import Base, Components
 from studio.families.devices import resolve_dtype
 from studio.generation import conditioning, infotext, prompt, schedulers
-from studio.generation.stack import Stack
+from studio.generation.stack import Rows, Stack, StackReport
 from studio.generation.steps import Turns
-from studio.lora.adapter import Adapter
+from studio.generation.strengths import position, row_of
 
 if TYPE_CHECKING:
     import torch
@@ -50,11 +50,11 @@ def settle(config: GenerateConfig, base: Base) -> GenerateConfig:
 
 
 def generate(
-    c: Components, stack: Sequence[tuple[Adapter, float]], config: GenerateConfig, folder: Path, *, requests: Requests, names: Sequence[str]
+    c: Components, stack: Rows, config: GenerateConfig, folder: Path, *, requests: Requests, names: Sequence[str]
 ) -> Iterator[Event]:
     """Draw config.count pictures into `folder`/images, each with the next seed and with its settings inside.
 
-    stack: adapters and weights, called `names` in messages and in the pictures. The stack stays on the base for the next call.
+    stack: adapters and their strengths, called `names` in messages and in the pictures. The stack stays on the base for the next call.
     Raises InputError before anything is drawn if settings or adapters do not fit, Cancelled on request between two steps.
     """
     began = time.monotonic()
@@ -63,12 +63,12 @@ def generate(
     applied: Stack = c.warm.get(_WARM) or c.warm.setdefault(_WARM, Stack(c))
     if stack:
         yield Loading(phase="Putting the LoRAs on" if len(stack) > 1 else "Putting the LoRA on")
-    report = applied.set(stack, names)
+    report = applied.set(stack, names, config.stack_mode)
     for message in (*plan.warnings, *report.warnings):
         yield Warned(message=message)
-    used = [infotext.Used(name, weight, adapter.metadata.get("sshs_model_hash", "")) for name, (adapter, weight) in zip(names, stack, strict=True)]
+    used = [infotext.Used(name, row_of(strength, name).weight, adapter.metadata.get("sshs_model_hash", "")) for name, (adapter, strength) in zip(names, stack, strict=True)]
     total = (config.steps or 1) * config.count
-    yield Started(total=total, settings=config.model_dump(mode="json"), facts=dict(_facts(c)))
+    yield Started(total=total, settings=config.model_dump(mode="json"), facts={**_facts(c), **_stack_facts(report)})
     made: list[str] = []
     for index in range(config.count):
         if made and "finish" in requests.pending():
@@ -76,10 +76,12 @@ def generate(
         one = build(GenerateConfig, {**config.model_dump(), "seed": (config.seed + index) % 2**63, "count": 1})
         drawing = Turns[int, "Picture"](_drawing(c, one, plan, applied.fingerprint(c.facts.text_encoders)))
         last = time.monotonic()
+        applied.at(0.0)
         for done in drawing:
             now = time.monotonic()
             yield Step(step=index * (config.steps or 1) + done, total=total, seconds=round(now - last, 4))
             last = now
+            applied.at(position(done, config.steps or 1))
             if "cancel" in requests.pending():
                 raise Cancelled(f"drawing was cancelled; {len(made)} of {config.count} pictures are kept")
         path = f"images/{index:04}-{one.seed}.png"
@@ -209,3 +211,7 @@ def _picture(pixels: Any, c: Components) -> "Picture":
 
 def _facts(c: Components) -> Mapping[str, Any]:
     return {"device": str(c.device), "precision": str(c.dtype).removeprefix("torch."), "base": c.base.title or c.base.name}
+
+
+def _stack_facts(report: StackReport) -> dict[str, Any]:
+    return {"stack": f"{report.mode}: {report.reason}"} if any(report.rows) else {}

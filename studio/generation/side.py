@@ -36,6 +36,15 @@ def fits(module: "Module") -> bool:
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros")
 
 
+def shapes(module: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of `down` and `up` beside this module."""
+    from torch import nn
+
+    if isinstance(module, nn.Conv2d):
+        return (rank, module.in_channels, *module.kernel_size), (module.out_channels, rank, 1, 1)
+    return (rank, module.in_features), (module.out_features, rank)
+
+
 def attach(module: "Module", side: Side) -> None:
     """Let the module's output include the side path. Only its class changes, so hooks, parameters and names stay as they are."""
     module._side = side  # type: ignore[assignment]

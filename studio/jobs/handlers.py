@@ -171,7 +171,7 @@ def generate(work: Work) -> Iterator[Event]:
     config = build(GenerateConfig, work.manifest.settings)
     base = work.base
     c = work.warm.components(base, config.precision, lambda: sampler.open_base(base, config.precision, work.warm.device))
-    stack = [(formats.read(Path(work.manifest.paths[f"lora:{row.name}"])), row.weight) for row in config.loras]
+    stack = [(formats.read(Path(work.manifest.paths[f"lora:{row.name}"])), row) for row in config.loras]
     yield from sampler.generate(c, stack, config, work.folder.path, requests=work.requests, names=[row.name for row in config.loras])
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from studio.config import GenerateConfig
+from studio.config import GenerateConfig, LoraWeight
 from studio.errors import Cancelled, FormatError, RunError, SettingsError
 from studio.events import Event, Finished, Started, Step, Warned
 from studio.events import Image as Drawn
@@ -201,3 +201,17 @@ def _trainable(c: Components) -> str:
         if parameter.requires_grad:
             digest.update(parameter.detach().numpy().tobytes())
     return digest.hexdigest()
+
+
+def test_strengths_move_over_the_steps_and_the_stack_says_how_it_acts(c: Components, tmp_path: Path) -> None:
+    row = adapter(c, 1)
+    moving = LoraWeight.parse("ink=1,curve=1@0/0@1")
+    events = draw(c, tmp_path / "moving", [(row, moving)], steps=4)  # type: ignore[list-item]
+    started = next(event for event in events if isinstance(event, Started))
+    assert started.facts["stack"] == "live: strengths move over the steps"
+    found = {pixels(tmp_path / "moving", events)[0]}
+    for name, weight in (("base", 0.0), ("whole", 1.0), ("late", LoraWeight.parse("ink=1,curve=0@0/1@1"))):
+        found.add(one(c, tmp_path / name, [(row, weight)], steps=4))  # type: ignore[list-item]
+    assert len(found) == 4
+    level = one(c, tmp_path / "level", [(row, LoraWeight.parse("ink=1,curve=1@0/1@1"))], steps=4)  # type: ignore[list-item]
+    assert level == one(c, tmp_path / "plain", [(row, 1.0)], steps=4)
