@@ -49,9 +49,7 @@ def settle(config: GenerateConfig, base: Base) -> GenerateConfig:
     return config if config.seed >= 0 else build(GenerateConfig, {**config.model_dump(), "seed": secrets.randbelow(SEEDS)})
 
 
-def generate(
-    c: Components, stack: Rows, config: GenerateConfig, folder: Path, *, requests: Requests, names: Sequence[str]
-) -> Iterator[Event]:
+def generate(c: Components, stack: Rows, config: GenerateConfig, folder: Path, *, requests: Requests, names: Sequence[str]) -> Iterator[Event]:
     """Draw config.count pictures into `folder`/images, each with the next seed and with its settings inside.
 
     stack: adapters and their strengths, called `names` in messages and in the pictures. The stack stays on the base for the next call.
@@ -66,7 +64,10 @@ def generate(
     report = applied.set(stack, names, config.stack_mode)
     for message in (*plan.warnings, *report.warnings):
         yield Warned(message=message)
-    used = [infotext.Used(name, row_of(strength, name).weight, adapter.metadata.get("sshs_model_hash", "")) for name, (adapter, strength) in zip(names, stack, strict=True)]
+    used = [
+        infotext.Used(name, row_of(strength, name).weight, adapter.metadata.get("sshs_model_hash", ""))
+        for name, (adapter, strength) in zip(names, stack, strict=True)
+    ]
     total = (config.steps or 1) * config.count
     yield Started(total=total, settings=config.model_dump(mode="json"), facts={**_facts(c), **_stack_facts(report)})
     made: list[str] = []

@@ -6,7 +6,7 @@ layer's output: strengths may then move from step to step and differ from image 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 

@@ -212,7 +212,9 @@ def test_a_slider_moves_numbers_and_nothing_else(c: Components, stack: Stack) ->
     for change in ([(rows[0], 0.1), (rows[1], -2.0)], [(rows[1], 1.0)], [(adapter(c, 9), 0.3)]):
         stack.set(change, mode="live")  # type: ignore[arg-type]
         assert stack.layout == layout and near(look(c), dense(c, change))  # type: ignore[arg-type]
-        assert {name: (module._side.down.data_ptr(), module._side.up.data_ptr()) for name, module in c.denoiser.named_modules() if hasattr(module, "_side")} == places  # type: ignore[union-attr]
+        assert {
+            name: (module._side.down.data_ptr(), module._side.up.data_ptr()) for name, module in c.denoiser.named_modules() if hasattr(module, "_side")
+        } == places  # type: ignore[union-attr]
     stack.set([], mode="live")
     assert stack.layout == ""
     stack.set([(rows[0], 1.0)], mode="live")
