@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
+from studio.api.kept import Kept
 from studio.api.replies import public, send_file
 from studio.config import GenerateConfig, TrainConfig, build, safe_stem
 from studio.errors import NotFound, SettingsError
@@ -87,9 +88,19 @@ def exports(workspace: Workspace) -> Path:
 def _read(router: APIRouter, workspace: Workspace) -> None:
     jobs = workspace.jobs
 
+    kept = Kept(lambda: workspace.version)
+
     @router.get("")
-    def listed(kind: str | None = None, state: str | None = None, before: str | None = None, limit: int = Query(100, ge=1, le=500)) -> dict[str, Any]:
-        return {"items": public(jobs.list(kind, state, before, limit))}
+    async def listed(
+        request: Request, kind: str | None = None, state: str | None = None, before: str | None = None, limit: int = Query(100, ge=1, le=500)
+    ) -> Response:
+        wish = (kind, state, before, limit)
+        return await kept.reply(request, wish, lambda: {"items": public(jobs.list(*wish))})
+
+    @router.get("/queue")
+    async def queue(request: Request) -> Response:
+        """Every running and queued job in the order they run, without settings and results."""
+        return await kept.reply(request, "queue", lambda: {"items": public(jobs.queue())})
 
     @router.get("/{id}")
     def show(id: str) -> dict[str, Any]:

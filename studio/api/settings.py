@@ -2,8 +2,9 @@
 
 from typing import Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
+from studio.api.kept import Kept
 from studio.api.replies import public
 from studio.config import GenerateConfig, Settings, TrainConfig
 from studio.workspace import Workspace
@@ -14,9 +15,11 @@ KINDS: dict[str, type[Settings]] = {"train": TrainConfig, "generate": GenerateCo
 def routes(workspace: Workspace) -> APIRouter:
     router = APIRouter()
 
+    kept = Kept(lambda: workspace.version)
+
     @router.get("/status")
-    def status() -> dict[str, Any]:
-        return told(workspace)
+    async def status(request: Request) -> Response:
+        return await kept.reply(request, "status", lambda: told(workspace))
 
     @router.get("/settings/{kind}")
     def schema(kind: Literal["train", "generate"]) -> dict[str, Any]:

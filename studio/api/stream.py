@@ -6,24 +6,30 @@ First {"kind": "hello", "boot", "seq", "status"}, then {"kind": "event", "job", 
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
+from studio.api.kept import Kept
 from studio.api.replies import public
 from studio.api.settings import told
 from studio.workspace import Workspace
+from studio.workspace.hub import Hub
 
 STATUS_SECONDS = 10.0
-MAX_LISTENERS = 64
+MAX_LISTENERS = 256
 
 
 def routes(workspace: Workspace) -> APIRouter:
     router = APIRouter()
     listeners: set[object] = set()
+    kept = Kept(lambda: workspace.version)
+
+    async def messages(after: int, boot: str) -> AsyncIterator[tuple[int, str]]:
+        async for seq, text in _messages(workspace.hub, lambda: kept.value("status", lambda: told(workspace)), after, boot):
+            yield seq, text
 
     @router.websocket("/stream")
     async def stream(socket: WebSocket, after: int = 0, boot: str = "") -> None:
@@ -33,7 +39,7 @@ def routes(workspace: Workspace) -> APIRouter:
         await socket.accept()
         mark = object()
         listeners.add(mark)
-        sending = asyncio.create_task(_send(workspace, socket, after, boot))
+        sending = asyncio.create_task(_send(socket, messages(after, boot)))
         try:
             while True:
                 await socket.receive_text()
@@ -46,38 +52,45 @@ def routes(workspace: Workspace) -> APIRouter:
     @router.get("/stream")
     async def stream_events(request: Request, after: int = 0, boot: str = "") -> StreamingResponse:
         async def lines() -> AsyncIterator[str]:
-            async for message in _messages(workspace, after, boot):
+            async for seq, text in messages(after, boot):
                 if await request.is_disconnected():
                     return
-                yield f"id: {message.get('seq', 0)}\ndata: {json.dumps(message)}\n\n"
+                yield f"id: {seq}\ndata: {text}\n\n"
 
         return StreamingResponse(lines(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
     return router
 
 
-async def _send(workspace: Workspace, socket: WebSocket, after: int, boot: str) -> None:
+async def _send(socket: WebSocket, messages: AsyncIterator[tuple[int, str]]) -> None:
     try:
-        async for message in _messages(workspace, after, boot):
-            await socket.send_json(message)
+        async for _, text in messages:
+            await socket.send_text(text)
     except (WebSocketDisconnect, RuntimeError):
         return  # the page went away between two messages
 
 
-async def _messages(workspace: Workspace, after: int, boot: str) -> AsyncIterator[dict[str, Any]]:
-    hub = workspace.hub
+async def _messages(hub: Hub, status: Callable[[], Awaitable[Any]], after: int, boot: str) -> AsyncIterator[tuple[int, str]]:
+    """Number and JSON of every message; what many hear is written once."""
     seq = after if boot == hub.boot else hub.seq
-    yield {"kind": "hello", "boot": hub.boot, "seq": seq, "status": await run_in_threadpool(told, workspace)}
+    yield seq, json.dumps({"kind": "hello", "boot": hub.boot, "seq": seq, "status": await status()})
     while True:
         found = await hub.wait(seq, STATUS_SECONDS)
         for message in found:
             seq = message["seq"]
             if message.get("reset"):
-                yield {"kind": "hello", "boot": hub.boot, "seq": seq, "status": await run_in_threadpool(told, workspace)}
+                yield seq, json.dumps({"kind": "hello", "boot": hub.boot, "seq": seq, "status": await status()})
             else:
-                yield shaped(message)
+                yield seq, written(message)
         if not found:
-            yield {"kind": "status", "seq": seq, "status": await run_in_threadpool(told, workspace)}
+            yield seq, json.dumps({"kind": "status", "seq": seq, "status": await status()})
+
+
+def written(message: dict[str, Any]) -> str:
+    """A message of the hub as JSON, kept with it for the next listener."""
+    if "text" not in message:
+        message["text"] = json.dumps(shaped(message))
+    return message["text"]
 
 
 def shaped(message: dict[str, Any]) -> dict[str, Any]:

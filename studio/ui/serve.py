@@ -32,7 +32,7 @@ def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 7860, open_
     address = f"http://{'[::1]' if host == '::1' else host}:{free}"
     import uvicorn
 
-    limits = {"limit_concurrency": 400, "timeout_graceful_shutdown": 2, "ws_max_size": 65536, "proxy_headers": False}
+    limits = {"limit_concurrency": 400, "timeout_graceful_shutdown": 2, "ws_max_size": 65536, "ws_per_message_deflate": False, "proxy_headers": False}
     server = uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False, **limits))
     threading.Thread(target=_announce, args=(server, address, open_browser), daemon=True).start()
     with listening:

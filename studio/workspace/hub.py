@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any
 
 KEEP = 5000
+STANDING = ("state", "priority", "queued", "segment", "cancelling", "name")
 
 
 class Hub:
@@ -20,6 +21,8 @@ class Hub:
         self.boot = secrets.token_hex(8)
         self._messages: deque[dict[str, Any]] = deque(maxlen=keep)
         self._seq = 0
+        self._turns = 0
+        self._standing: dict[str, tuple[Any, ...]] = {}
         self._changed = threading.Condition()
         self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
@@ -28,9 +31,19 @@ class Hub:
         """Number of the newest message."""
         return self._seq
 
+    @property
+    def turns(self) -> int:
+        """Counts what changes a list of jobs beyond progress: one came, went, moved, or is in another state."""
+        return self._turns
+
     def publish(self, job: str, **content: Any) -> None:
         with self._changed:
             self._seq += 1
+            if "row" in content:
+                row = content["row"] or {}
+                standing = tuple(row.get(name) for name in STANDING)
+                self._turns += self._standing.get(job) != standing
+                self._standing[job] = standing
             self._messages.append({"seq": self._seq, "job": job, **content})
             self._changed.notify_all()
             waiters = list(self._waiters)

@@ -27,7 +27,7 @@ from studio.workspace.bases import Bases
 from studio.workspace.guards import not_in_use
 from studio.workspace.hub import Hub
 from studio.workspace.library import Library
-from studio.workspace.records import CheckpointRecord, EventPage, JobRecord
+from studio.workspace.records import CheckpointRecord, EventPage, JobLine, JobRecord
 from studio.workspace.sets import Sets
 
 FOLLOW_SECONDS = 0.1
@@ -75,11 +75,10 @@ class Jobs:
         with self._db.read() as session:
             return [record(row) for row in session.scalars(statement)]
 
-    def queue(self) -> "list[JobRecord]":
+    def queue(self) -> "list[JobLine]":
         """Running jobs, then queued ones in the order they will run."""
-        order = (JobRow.state.desc(), JobRow.priority.desc(), JobRow.queued, JobRow.id)
         with self._db.read() as session:
-            return [record(row) for row in session.scalars(select(JobRow).where(JobRow.state.in_(("running", "queued"))).order_by(*order))]
+            return line.waiting(session)
 
     def show(self, ref: str) -> JobRecord:
         """By id, or the newest of that name; an export is called like its run, so runs come first."""
@@ -193,11 +192,15 @@ class Jobs:
         token = trash.throw(self._db, self._layout, "job", row, self._layout.jobs / row.id)
         if self.hub is not None:
             self.hub.publish(row.id, row=None)
+        self.on_change()
         return token
 
     def restore(self, token: str) -> JobRecord:
         """Undo `remove`."""
-        return self.show(trash.restore(self._db, self._layout, token, "job", lambda _, values: values.update(key=None)))  # its key may be taken by now
+        # Its key may be taken by now; that it changed lets every page know of it
+        id = trash.restore(self._db, self._layout, token, "job", lambda _, values: values.update(key=None, updated=time.time()))
+        self.on_change()
+        return self.show(id)
 
     def events(self, ref: str, after: int = 0) -> EventPage:
         """What a job said from byte `after` of its events on."""
@@ -331,9 +334,7 @@ class Jobs:
 
 def record(row: JobRow) -> JobRecord:
     values = row.values()
-    known = row.state == "running" and row.step_seconds > 0 and row.total > 0
-    eta = max(0.0, (row.total - row.step) * row.step_seconds) if known else None
-    return JobRecord(**{**{k: values[k] for k in JobRecord.model_fields if k in values}, "cancelling": row.cancelling is not None, "eta": eta})
+    return JobRecord(**{**{k: values[k] for k in JobRecord.model_fields if k in values}, "cancelling": row.cancelling is not None, "eta": line.eta(row)})
 
 
 def _row(session: Session, ref: str) -> JobRow:

@@ -11,7 +11,9 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class JobRecord(Record):
+class JobLine(Record):
+    """A job as a list shows it: cheap enough for a queue of thousands."""
+
     id: str
     kind: str
     name: str
@@ -35,6 +37,11 @@ class JobRecord(Record):
     kept: str = Field(default="", description="what was not lost")
     base: str = ""
     family: str = ""
+
+
+class JobRecord(JobLine):
+    """A job with all that is known of it."""
+
     config: dict[str, Any] = {}
     settings: dict[str, Any] = Field(default={}, description="config with every default filled in")
     facts: dict[str, Any] = {}

@@ -27,11 +27,15 @@ class Watch:
         self._begun = time.time()
         self._seen: dict[str, float] = {}
         self._offsets: dict[str, int] = {}
+        self._running: set[str] = set()
 
     def look(self) -> None:
-        since = max([self._begun, *self._seen.values()]) - OVERLAP_SECONDS
+        # No later than now: where a clock was set back, what is stamped from then on is older than what was seen before
+        since = min(max([self._begun, *self._seen.values()]), time.time()) - OVERLAP_SECONDS
+        new = (JobRow.updated > since) | (JobRow.state == "running") | JobRow.id.in_(self._running)
         with self._db.read() as session:
-            rows = list(session.scalars(select(JobRow).where((JobRow.updated > since) | (JobRow.state == "running")).order_by(JobRow.updated)))
+            rows = list(session.scalars(select(JobRow).where(new).order_by(JobRow.updated)))
+        self._running = {row.id for row in rows if row.state == "running"}  # their end is seen whatever its stamp
         for row in rows:
             self._events(row)
             if self._seen.get(row.id) != row.updated:

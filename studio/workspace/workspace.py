@@ -47,7 +47,8 @@ class Workspace:
         self.repaired = ""  # what had to be mended when the folder was opened, in a sentence
         self._dispatcher = Dispatcher(db, layout, devices)
         self._loop = Loop(self._dispatcher, Watch(db, layout, self.hub, record).look)
-        self.jobs.on_change = self._loop.wake
+        self._changes = 0
+        self.jobs.on_change = self._changed
         self.jobs.on_follow = self.start
         self.jobs.trouble = lambda: self._loop.trouble
         self.jobs.hub = self.hub
@@ -76,6 +77,15 @@ class Workspace:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Another one whenever the list of jobs changed in more than progress, whichever process changed it."""
+        return self._changes, self.hub.turns
+
+    def _changed(self) -> None:
+        self._changes += 1
+        self._loop.wake()
 
     def events_since(self, seq: int, timeout: float = 0.0) -> list[dict[str, Any]]:
         """Messages of the hub after that number."""

@@ -107,6 +107,7 @@ def test_a_long_queue_is_listed_and_reordered_at_once(data: Path, database_url: 
         took = {
             "list": p95(lambda _: client.get("/api/jobs").json()["items"][99]),
             "queue": p95(lambda _: studio.jobs.queue()[-1]),
+            "whole queue": p95(lambda i: client.get("/api/jobs/queue", headers={"x": str(i)}).json()["items"][n - 1]),
             "move": p95(lambda i: client.post(f"/api/jobs/{ids[-1 - i]}/move", json={"place": n // 2}).raise_for_status()),
             "cancel": p95(lambda i: client.post(f"/api/jobs/{ids[i]}/cancel").raise_for_status()),
         }

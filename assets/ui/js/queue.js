@@ -14,6 +14,7 @@ const SYMBOLS = { train: "train", generate: "generate", export: "download", merg
 const TONES = { running: "accent", paused: "warn", finished: "good", failed: "bad", interrupted: "warn" };
 const ORDER = { running: 0, queued: 1, paused: 2 };
 const LAST = 1e6; // a place behind every job
+const SHOWN = 200; // waiting jobs with a row of their own
 
 const post = (job, verb, body) => api.post(`/jobs/${api.id(job.id)}/${verb}`, body).catch(failed("That did not work"));
 
@@ -83,13 +84,18 @@ export function mount(element) {
   const list = h("ul", { class: "st-rows" });
   const none = empty("queue", "The queue is empty", ["Training runs, pictures, exports and tools wait here for their turn. They go on when this page is closed."], button("Train", { kind: "primary", symbol: "train", act: () => show("train") }), button("Generate", { symbol: "generate", act: () => show("generate") }));
   const title = h("h2", {}, "Queue");
-  element.replaceChildren(h("section", { class: "st-queue", "aria-label": "Queue" }, h("header", { class: "st-view-head" }, title), h("div", { class: "st-scroll" }, none, list)));
+  const more = h("p", { class: "st-dim", role: "note", hidden: true });
+  element.replaceChildren(h("section", { class: "st-queue", "aria-label": "Queue" }, h("header", { class: "st-view-head" }, title, more), h("div", { class: "st-scroll" }, none, list)));
   const draw = () => {
     none.hidden = state.jobs.length > 0 || !state.loaded.jobs;
     const active = state.jobs.filter(isActive).length;
     title.textContent = active ? `Queue · ${count(active, "job")} to do` : "Queue";
-    const sorted = [...state.jobs].sort(before);
-    keyed(list, sorted, (job) => job.id, makeRow, fillRow);
+    const waiting = state.jobs.filter((job) => job.state === "queued").length;
+    more.hidden = waiting <= SHOWN;
+    more.textContent = `The next ${SHOWN} of ${count(waiting, "waiting job")} are listed.`;
+    let place = 0;
+    const listed = [...state.jobs].sort(before).filter((job) => job.state !== "queued" || place++ < SHOWN);
+    keyed(list, listed, (job) => job.id, makeRow, fillRow);
   };
   on("jobs", draw);
   on("removed", ({ job }) => { state.jobs = state.jobs.filter((one) => one.id !== job); say("jobs", state.jobs); });

@@ -8,10 +8,18 @@ export const state = { sets: [], jobs: [], adapters: [], bases: [], status: null
 
 const SOURCES = { sets: "/sets", jobs: "/jobs", adapters: "/adapters?limit=500", bases: "/bases" };
 
+// The newest jobs, and every one that runs or waits however old it is; one that the stream told newer of stays.
+async function allJobs() {
+  const [recent, waiting] = await Promise.all([api.get("/jobs"), api.get("/jobs/queue")]);
+  const listed = new Set(recent.items.map((one) => one.id));
+  const held = new Map(state.jobs.map((one) => [one.id, one]));
+  const newest = (one) => ((held.get(one.id)?.updated ?? 0) > one.updated ? held.get(one.id) : one);
+  return [...recent.items, ...waiting.items.filter((one) => !listed.has(one.id))].map(newest);
+}
+
 export async function refresh(name) {
   try {
-    const reply = await api.get(SOURCES[name]);
-    state[name] = reply.items;
+    state[name] = name === "jobs" ? await allJobs() : (await api.get(SOURCES[name])).items;
     state.loaded[name] = true;
     say(name, state[name]);
   } catch (error) {
