@@ -54,6 +54,7 @@ def build_parser() -> Parser:
     _add_library(verbs)
     _add_jobs(verbs)
     _add_base(verbs)
+    _add_bench(verbs)
     _verb(verbs, "doctor", "doctor.doctor", "check Python, torch, memory, disk, data folder, base models and port")
     return parser
 
@@ -144,6 +145,19 @@ def _add_tools(verbs: "argparse._SubParsersAction[Parser]") -> None:
     bake.add_argument("--lora", dest="loras", action="append", required=True, metavar="NAME_OR_FILE=WEIGHT", help="a LoRA and its weight; may be repeated")
     bake.add_argument("--output", required=True, metavar="CKPT", help="a .safetensors file, or a new folder for diffusers")
     bake.add_argument("--dtype", default="stored", choices=("stored", "fp16", "bf16", "fp32"), help="number format (default stored: that of the base)")
+
+
+def _add_bench(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    bench = _verb(verbs, "bench", "bench.bench", "measured speed and memory beside a plain training loop and the limit of this machine")
+    bench.add_argument("--families", default="sdxl,flux", help="by commas (default sdxl,flux)")
+    bench.add_argument("--resolutions", default="64", metavar="PX", help="sides in pixels, by commas (default 64; 1024 for full-size bases)")
+    bench.add_argument("--batches", default="1", metavar="N", help="pictures in one step, by commas (default 1)")
+    bench.add_argument("--precisions", default="fp32", help="of fp32, bf16, fp16, by commas (default fp32)")
+    bench.add_argument("--modes", default="plain,eager", help="of plain, plain-checkpointed, eager, graph, compile, auto, by commas (default plain,eager)")
+    bench.add_argument("--tasks", default="train", help="what to measure, by commas (default train)")
+    bench.add_argument("--weights", default="demo", help="demo, random (full-size architectures, no download) or a base (default demo)")
+    bench.add_argument("--steps", default="20", metavar="N", help="timed steps of every row (default 20)")
+    bench.add_argument("--out", metavar="DIR", help="keep finished rows there; a later call with it measures only what is missing")
 
 
 def _add_images(verbs: "argparse._SubParsersAction[Parser]") -> None:

@@ -134,7 +134,7 @@ class Flux:
             encoder_hidden_states=embeds,
             pooled_projections=cond["pooled_prompt_embeds"].to(c.dtype),
             timestep=timesteps.float() / 1000,
-            img_ids=positions(height // 2, width // 2).to(noisy.device),
+            img_ids=positions(height // 2, width // 2, noisy.device),
             txt_ids=torch.zeros(embeds.shape[1], 3, device=noisy.device),
             guidance=guidance,
             return_dict=False,
@@ -164,11 +164,11 @@ def unpack(tokens: "Tensor", height: int, width: int) -> "Tensor":
     return tokens.reshape(b, height // 2, width // 2, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
 
 
-def positions(rows: int, columns: int) -> "Tensor":
-    """(rows * columns, 3): 0, row and column of every image token."""
+def positions(rows: int, columns: int, device: "torch.device | None" = None) -> "Tensor":
+    """(rows * columns, 3): 0, row and column of every image token. Made where they are used: a CUDA graph cannot take them from the CPU."""
     import torch
 
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    row, column = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).float()
 
 

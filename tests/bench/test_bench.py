@@ -1,0 +1,64 @@
+"""Claims about the benchmark: every way to run a step does the same step, and a table goes on where it stopped."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from studio import families
+from studio.bench import floor, report, subjects
+from studio.bench.cases import Case, Spec
+from studio.errors import SettingsError
+from studio.families.base import Base, Components
+from studio.families.parts import CONFIGS
+
+SPEC = {"families": ["sdxl", "flux"], "resolutions": [64], "batches": [2], "precisions": ["fp32"], "modes": ["plain", "eager"]}
+SPEC |= {"tasks": ["train"], "weights": "demo", "steps": 1}
+
+
+def bench(spec: dict, out: Path) -> list[dict]:
+    command = [sys.executable, "-m", "studio.bench", json.dumps(spec | {"json": True, "out": str(out)})]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert found.returncode == 0, found.stderr
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+def test_the_studio_takes_the_steps_of_a_plain_loop_and_a_table_is_filled_over_several_calls(tmp_path):
+    rows = bench(SPEC, tmp_path)
+    assert [row["mode"] for row in rows] == SPEC["modes"] * 2
+    for row in report.compared(rows):
+        assert row["seconds"] > 0 and row["mfu_percent"] > 0 and row["floor_seconds"] < row["seconds"]
+        assert float(row["loss_difference"]) < 1e-5
+        assert len(set(row["losses"])) == len(row["losses"]), "losses that stand still compare nothing"
+    kept = (tmp_path / report.ROWS).read_text().splitlines()
+    (tmp_path / report.ROWS).write_text("\n".join([kept[0], kept[1][:40]]))
+    again = bench(SPEC | {"families": ["sdxl"]}, tmp_path)
+    assert again[0] == rows[0], "a finished row was measured again"
+    assert again[1]["key"] == rows[1]["key"] and again[1]["seconds"] != rows[1]["seconds"]
+
+
+def test_a_row_that_cannot_be_measured_says_why_and_the_others_stand():
+    rows = [{"key": "a", "mode": "plain", "task": "train", "family": "sdxl", "resolution": 64, "batch": 1, "precision": "fp32", "error": "out of memory"}]
+    assert "a: out of memory" in report.table(rows)
+
+
+def test_the_operations_of_a_pass_are_counted_as_by_hand():
+    """SDXL at 1024 px and Flux at 1024 px: 6.76 and 74.4 TFLOP a picture, as counted from their layers."""
+    for family, expected in (("sdxl", 6.76e12), ("flux", 74.4e12)):
+        kind, configs = families.get(family), CONFIGS / family
+        parts = {kind.facts.denoiser: subjects.skeleton(kind, configs)}
+        base = Base("full-size", family, "folder", configs)
+        c = Components(base, kind.facts, parts, torch.float32, torch.device("cpu"), kind.facts.objective)
+        subject = subjects.Subject(c, kind, 0.0, configs)
+        assert floor.forward_flops(subject, 1024) == pytest.approx(expected, rel=0.01)
+
+
+def test_a_table_without_rows_is_refused():
+    with pytest.raises(SettingsError, match="mode 'fast' is unknown; known are plain"):
+        Spec.of(SPEC | {"modes": ["fast"]})
+    with pytest.raises(SettingsError, match="must be 1 or more"):
+        Spec.of(SPEC | {"steps": 0})
+    assert Case("train", "sdxl", 64, 2, "fp32", "eager") in list(Spec.of(SPEC).cases())
