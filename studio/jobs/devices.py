@@ -7,8 +7,10 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from studio.errors import SettingsError
 
@@ -42,6 +44,18 @@ def devices() -> list[Device]:
 def torch_name(device: str) -> str:
     """What torch calls it: every worker of the processor, cpu:0 and cpu:1 alike, computes on the one that torch knows."""
     return "cpu" if device.startswith("cpu:") else device
+
+
+def listed(names: str) -> list[str]:
+    """The devices that a row or an inbox names, by commas."""
+    return [name for name in names.split(",") if name]
+
+
+def wanted(kind: str, settings: Mapping[str, Any], present: Sequence[str]) -> int:
+    """How many devices a job has to itself: a training one for every process, but processors are shared where there are too few."""
+    processes = int(settings.get("processes") or 1) if kind == "train" else 1
+    cards = bool(present) and "cuda" in present[0]
+    return processes if cards else min(processes, max(1, len(present)))
 
 
 @functools.cache

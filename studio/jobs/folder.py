@@ -65,8 +65,9 @@ class Claim(BaseModel):
     pid: int
     started: float
     segment: int
-    device: str
+    device: str = Field(description="its device, or all that it has for this job by commas")
     node: str = ""
+    cluster: str = Field(default="", description="address of the cluster that it belongs to: its pid says nothing elsewhere")
     time: float = Field(default_factory=time.time)
 
 

@@ -60,6 +60,7 @@ class Work:
     layout: Layout
     requests: FolderRequests
     warm: Warm
+    devices: tuple[str, ...] = ()  # set aside for it, the warm one first; none where it runs by itself
 
     @property
     def base(self) -> Base:

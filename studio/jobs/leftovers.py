@@ -22,7 +22,7 @@ def collect(layout: Layout) -> None:
     old = time.time() - STALE_SECONDS
     cached = list((layout.cache / "encoded").glob("*/*.part-*"))
     homes = [WorkerFolder(layout.workers, path.name) for path in _folders(layout.workers)]
-    if not any(home.state() or "@" in home.path.name for home in homes):  # workers of other nodes cannot be looked at from here
+    if not any(home.state() or home.far for home in homes):  # workers of other machines cannot be looked at from here
         _remove(cached)
         for home in homes:
             _remove([*home.path.glob(".worker.*.part"), *home.path.glob("inbox/.*")])
@@ -37,7 +37,7 @@ def tidy(folder: JobFolder) -> None:
         claim = folder.claim()
     except (OSError, ValidationError):
         return  # without a readable job.json it is not known whose it is
-    if claim is not None and (getattr(claim, "node", "") or alive(claim.pid, claim.started)):
+    if claim is not None and (claim.node or claim.cluster or alive(claim.pid, claim.started)):
         return
     checkpoint.sweep(folder.path / "checkpoints")
     _remove(path for pattern in (".*.part", "*/.*.part", "output/.*.safetensors*") for path in folder.path.glob(pattern))

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from studio.library.files import write_whole
 
 HEARTBEAT_SECONDS = 2.0
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,59}")
+FAR = "ray-"  # what names of devices and workers of a cluster begin with
 SILENT_SECONDS = 15.0  # without a heartbeat for so long a living worker is shown as not responding
 
 
@@ -56,6 +58,11 @@ class WorkerFolder:
         self.device = device
         self.node = node
         self.path = workers / (f"{node}@" * bool(node) + device.replace(":", "-"))
+
+    @property
+    def far(self) -> bool:
+        """Whether its worker may be on another machine, where its process cannot be looked at from here."""
+        return "@" in self.path.name or self.path.name.startswith(FAR)
 
     @property
     def inbox(self) -> Path:
@@ -102,8 +109,9 @@ class WorkerFolder:
         """Ids handed to the worker and not yet taken."""
         return sorted(entry.name for entry in self.inbox.iterdir() if not entry.name.startswith("."))
 
-    def hand(self, job: str) -> None:
-        write_whole(self.inbox / job, b"")
+    def hand(self, job: str, devices: Sequence[str] = ()) -> None:
+        """Put a job before the worker. `devices`: those set aside for it, the worker's own first, if it is to use several."""
+        write_whole(self.inbox / job, ",".join(devices).encode())
 
     def take_back(self, job: str) -> bool:
         """Whether the job was still waiting; it no longer is then."""

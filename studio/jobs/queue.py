@@ -14,22 +14,22 @@ What happens when something is killed:
 """
 
 import logging
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, cast
 
 from filelock import FileLock, Timeout
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import CursorResult, func, select, update
 
-import studio
 from studio.errors import NotFound
-from studio.events import CancelledEvent
-from studio.jobs.devices import Device
+from studio.events import CancelledEvent, Failed
+from studio.jobs import stretch
+from studio.jobs.backends import chosen
+from studio.jobs.devices import Device, listed, wanted
 from studio.jobs.failures import kept, worker_died
 from studio.jobs.folder import Claim, EventWriter, JobFolder
-from studio.jobs.processes import WorkerFolder, alive, end, own_node
+from studio.jobs.processes import WorkerFolder, own_node
 from studio.jobs.progress import advanced
 from studio.jobs.reconcile import reconcile
 from studio.jobs.results import register
@@ -43,6 +43,7 @@ TICK_SECONDS = 0.2
 CANCEL_SECONDS = 30.0  # a job that has not stopped by itself after this loses its worker
 LOST_SECONDS = 60.0  # a worker of another node that has said nothing for so long is gone with it
 ADOPT_SECONDS = 5.0  # between two looks at the jobs of other nodes
+PASSING_SECONDS = 300.0  # so long smaller jobs may go before one that waits for several devices at once
 STARTS = 3  # attempts at a worker before its job is given up
 
 
@@ -54,13 +55,14 @@ class Dispatcher:
     ) -> None:
         self._db = db
         self._layout = layout
-        self._devices = devices
         self._cancel_seconds = cancel_seconds
         self.node = own_node() if node is None else node
+        self.backend = chosen(layout, devices, self.node)
+        self.trouble = ""  # why nothing is handed out, if that is so
         self._lock = FileLock(layout.lock(self.node), thread_local=False)
         self._looked = 0.0
-        self._started: dict[str, subprocess.Popen[bytes]] = {}
         self._starts: dict[str, int] = {}
+        self._short: dict[str, float] = {}  # since when a job sees too few free devices
 
     @property
     def leads(self) -> bool:
@@ -82,29 +84,32 @@ class Dispatcher:
         return True
 
     def release(self) -> None:
-        """Stop handing out jobs. Idle workers are asked to end; busy ones finish their job first."""
+        """Stop handing out jobs. What runs goes on."""
         if not self._lock.is_locked:
             return
-        for device in self._devices():
-            home = self.home(device.name)
-            if home.state() is not None:
-                home.stop.touch()
-        self._lock.release()
+        try:
+            with self._db.read() as session:
+                running = session.scalar(select(func.count()).select_from(JobRow).where(JobRow.state == "running", JobRow.node == self.node))
+            self.backend.release(bool(running))
+        finally:
+            self._lock.release()
 
     def tick(self) -> None:
         """Take in what running jobs said, then give idle devices their next job."""
+        self.trouble = self.backend.look()
         with self._db.read() as session:
             running = list(session.scalars(select(JobRow).where(JobRow.state == "running", JobRow.node == self.node)))
         for row in running:
             self._follow(row)
-        self._hand_out()
+        if not self.trouble:
+            self._hand_out()
         if time.monotonic() - self._looked > ADOPT_SECONDS:
             self._looked = time.monotonic()
             self._adopt()
 
-    def home(self, device: str) -> WorkerFolder:
-        """The folder of this node's worker for a device."""
-        return WorkerFolder(self._layout.workers, device, self.node)
+    def _home(self, row: JobRow) -> WorkerFolder:
+        """Where the worker of a running job gets it."""
+        return self.backend.home(row.id, row.segment, (listed(row.device) or ["cpu"])[0], row.node)
 
     def _adopt(self) -> None:
         """Take over jobs of nodes that nobody dispatches and whose worker is gone."""
@@ -117,7 +122,7 @@ class Dispatcher:
             except Timeout:
                 continue
             try:
-                home = WorkerFolder(self._layout.workers, row.device or "cpu", row.node)
+                home = self._home(row)
                 if home.quiet(LOST_SECONDS):
                     logger.warning("job %s of node %r is looked after here", row.id, row.node)
                     home.take_back(row.id)
@@ -129,22 +134,58 @@ class Dispatcher:
         with self._db.read() as session:
             order = (JobRow.priority.desc(), JobRow.queued, JobRow.id)
             queued = list(session.scalars(select(JobRow).where(JobRow.state == "queued").order_by(*order).limit(16)))
-            busy = set(session.scalars(select(JobRow.device).where(JobRow.state == "running", JobRow.node == self.node)))
-        free = [device.name for device in self._devices() if device.name not in busy]
+            busy = set(listed(",".join(session.scalars(select(JobRow.device).where(JobRow.state == "running", JobRow.node == self.node)))))
+        present = [device.name for device in self.backend.devices()]
+        free = [name for name in present if name not in busy]
+        self._short = {row.id: self._short[row.id] for row in queued if row.id in self._short}
         for row in queued:
             if not free:
                 return
-            device = self._best(free, row)
-            taken = {"state": "running", "device": device, "node": self.node, "message": "waiting for the worker", "cancelling": None}
-            if self._change(row.id, "queued", **taken):
-                free.remove(device)
-                self._deliver(row.id, self.home(device).create())
+            n = wanted(row.kind, row.settings, present)
+            if n > self.backend.together():
+                self._too_many(row, n)
+            elif n <= len(free):
+                devices = [self._best(free, row)] if n == 1 else free[:n]
+                if self._give(row, devices):
+                    free = [name for name in free if name not in devices]
+            elif not self._passed(row, n):
+                return
+
+    def _give(self, row: JobRow, devices: list[str]) -> bool:
+        """Whether this dispatcher was the one to take the job; it is on its way to its worker then."""
+        taken = {"state": "running", "device": ",".join(devices), "node": self.node, "message": "waiting for the worker", "cancelling": None}
+        if not self._change(row.id, "queued", **taken):
+            return False
+        for device in devices[1:]:
+            self.backend.vacate(device)  # a base that an idle worker keeps there would be in the way
+        self._deliver(row.id, self.backend.home(row.id, row.segment, devices[0], self.node).create(), devices)
+        return True
+
+    def _passed(self, row: JobRow, n: int) -> bool:
+        """Whether jobs behind this one, which waits for `n` devices, may still go before it; after a while what falls free is kept for it."""
+        since = self._short.setdefault(row.id, time.monotonic())
+        waiting = f"waiting for {n} devices"
+        if row.message != waiting:
+            self._change(row.id, "queued", message=waiting)
+        return time.monotonic() - since < PASSING_SECONDS
+
+    def _too_many(self, row: JobRow, n: int) -> None:
+        """A job that wants more devices than there are fails, unless another node may have them."""
+        if self.node:
+            return
+        told = Failed(
+            message=f"processes {n}: there are {self.backend.together()} GPUs for them", remedy="lower processes and start it again", error="RunError"
+        )
+        if self._change(row.id, "queued", state="failed", message=told.message, remedy=told.remedy, finished=time.time()):
+            writer = EventWriter(JobFolder.of(self._layout.jobs, row.id).events_file)
+            writer.append(told)
+            writer.close()
 
     def _best(self, free: list[str], row: JobRow) -> str:
         """The idle device that already holds the job's base, else the first."""
         if row.kind == "generate":
             for device in free:
-                state = self.home(device).state()
+                state = self.backend.worker(device)
                 if state is not None and state.base == row.base:
                     return device
         return free[0]
@@ -158,7 +199,7 @@ class Dispatcher:
             self._change(row.id, "running", state="failed", message="the job's folder is gone", finished=time.time())
             return
         claim = folder.claim()
-        dead = claim is not None and not alive(claim.pid, claim.started)  # asked before reading: its last words count
+        dead = claim is not None and not self.backend.alive(self._home(row), claim)  # asked before reading: its last words count
         later = next((segment for segment in manifest.segments if segment.number == row.segment + 1), None)
         events, offset = folder.read(row.offset, later.offset if later else None)
         values = advanced(row.values(), events)
@@ -168,6 +209,8 @@ class Dispatcher:
         values["offset"] = offset
         if later:  # an older stretch was read to its end: rows that are rebuilt from folders come through here
             values.update(segment=later.number, state="running", finished=None)
+        if values["state"] == "interrupted" and self._again(row, folder, values["message"]):
+            return
         changed = {name: value for name, value in values.items() if value != getattr(row, name)}
         if changed:
             self._change(row.id, "running", **changed)
@@ -179,18 +222,27 @@ class Dispatcher:
     def _watch(self, row: JobRow, folder: JobFolder, claim: Claim | None, dead: bool) -> None:
         """A job without a last word: is it claimed, alive, and does it obey a cancel?"""
         overdue = row.cancelling is not None and time.time() - row.cancelling > self._cancel_seconds
-        home = self.home(row.device or "cpu").create()
+        home = self._home(row).create()
         if dead and row.cancelling is not None:
             self._cancelled(folder)
         elif dead:
-            message, remedy, held = worker_died(self._exit_code(claim), folder.checkpoints())
-            self._change(row.id, "running", state="interrupted", message=message, remedy=remedy, kept=held, finished=time.time())
+            message, remedy, held = worker_died(self.backend.exit_code(home, claim), folder.checkpoints())
+            if not self._again(row, folder, message):
+                self._change(row.id, "running", state="interrupted", message=message, remedy=remedy, kept=held, finished=time.time())
         elif claim is None and row.cancelling is not None and home.take_back(row.id):
+            self.backend.end(home, None)
             self._cancelled(folder)
         elif claim is not None and overdue:
-            end(claim.pid, claim.started)
-        elif claim is None:
-            self._deliver(row.id, home)
+            self.backend.end(home, claim)
+        elif claim is None and not self.trouble:
+            self._deliver(row.id, home, listed(row.device))
+
+    def _again(self, row: JobRow, folder: JobFolder, message: str) -> bool:
+        """Whether a job that lost its worker was put into the queue again, as backends do that move jobs between machines."""
+        if row.cancelling is not None or not stretch.again(self._db, folder, message, self.backend.retries):
+            return False
+        self._starts.pop(row.id, None)
+        return True
 
     def _cancelled(self, folder: JobFolder) -> None:
         """The last word of a job whose worker cannot say it any more."""
@@ -199,28 +251,19 @@ class Dispatcher:
         writer.append(CancelledEvent(step=checkpoints[-1].step if checkpoints else 0, kept=kept(checkpoints)))
         writer.close()
 
-    def _deliver(self, id: str, home: WorkerFolder) -> None:
+    def _deliver(self, id: str, home: WorkerFolder, devices: list[str]) -> None:
         """Make sure that the job lies in the inbox of a living worker, or that one is starting."""
         if id not in home.waiting():
-            home.hand(id)
-        starting = self._started.get(home.device)
-        state = home.state()
-        if state is not None and state.version != studio.__version__ and not state.job:
-            end(state.pid, state.started)  # started before an update of the program
-        elif state is not None or (starting is not None and starting.poll() is None):
-            home.stop.unlink(missing_ok=True)
+            home.hand(id, devices)
+        if self.backend.present(home):
             return
         if self._starts.get(id, 0) >= STARTS:
             (home.inbox / id).unlink(missing_ok=True)
             message = f"the worker for {home.device} does not start"
-            self._change(id, "running", state="failed", message=message, remedy=f"see {home.log}, or run doctor", finished=time.time())
+            self._change(id, "running", state="failed", message=message, remedy=self.backend.why_not(home), finished=time.time())
             return
         self._starts[id] = self._starts.get(id, 0) + 1
-        self._started[home.device] = home.start(self._layout.root)
-
-    def _exit_code(self, claim: Claim | None) -> int | None:
-        process = self._started.get(claim.device) if claim else None
-        return process.poll() if process is not None and claim is not None and process.pid == claim.pid else None
+        self.backend.start(home, id, devices)
 
     def _change(self, id: str, expected: str, **values: Any) -> bool:
         """Change a row that is still in that state; False if somebody else was first."""
@@ -263,7 +306,7 @@ class Loop:
                 if self._dispatcher.try_lead():
                     self._dispatcher.tick()
                 self._after()
-                self.trouble = ""
+                self.trouble = self._dispatcher.trouble
             except Exception as error:  # the border of the thread: a full disk or a locked database passes, and the studio outlives it
                 if self.trouble != str(error):
                     logger.exception("the queue waits")

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING
 
 from studio.errors import RunError
 from studio.events import TERMINAL, Event, Failed, from_line
+from studio.jobs.devices import torch_name
 
 if TYPE_CHECKING:
     from studio.jobs.handlers import Work
@@ -30,12 +31,16 @@ def trained(work: "Work", processes: int) -> Iterator[Event]:
         ranks.end()
 
 
-def places(device: str, processes: int) -> list[str]:
-    """The device of every process: cards from the worker's own on, or the processor for all."""
-    kind, _, first = device.partition(":")
-    if kind != "cuda":
-        return [device] * processes
-    return [f"cuda:{int(first or 0) + i}" for i in range(processes)]
+def places(devices: Sequence[str], processes: int) -> list[str]:
+    """The device of every process: the cards that were set aside, one each; where there is no card they share the processor.
+
+    Raises RunError if there are fewer cards than processes.
+    """
+    if not devices[0].startswith("cuda"):
+        return [torch_name(devices[0])] * processes
+    if len(devices) < processes:
+        raise RunError(f"processes {processes}: {len(devices)} GPUs were set aside for them ({', '.join(devices)}); lower it, or resume the run")
+    return list(devices[:processes])
 
 
 class _Ranks:
@@ -43,12 +48,7 @@ class _Ranks:
         self._work = work
         self._said: queue.Queue[tuple[int, Event | None]] = queue.Queue()
         self._left = False
-        devices = places(work.warm.device, processes)
-        if devices[0].startswith("cuda"):
-            import torch
-
-            if int(devices[-1].partition(":")[2]) >= torch.cuda.device_count():
-                raise RunError(f"processes {processes}: this machine has {torch.cuda.device_count()} GPUs for them; lower it")
+        devices = places(work.devices or (work.warm.device,), processes)
         port = _free_port()
         self._processes = [self._start(rank, device, processes, port) for rank, device in enumerate(devices)]
         for rank, process in enumerate(self._processes):

@@ -34,13 +34,17 @@ STEPS_TO_CANCEL = 2  # steps an engine may still take after a cancel before it i
 
 
 class Worker:
-    """One device, its inbox, and the base model it keeps warm."""
+    """One device, its inbox, and the base model it keeps warm.
 
-    def __init__(self, layout: Layout, device: str) -> None:
+    device: of a worker that a cluster has given its own, all of them by commas. cluster: the address of that cluster.
+    """
+
+    def __init__(self, layout: Layout, device: str, home: WorkerFolder | None = None, cluster: str = "") -> None:
         self._layout = layout
-        self._home = WorkerFolder(layout.workers, device, own_node()).create()
+        self._home = (home or WorkerFolder(layout.workers, device, own_node())).create()
+        self._cluster = cluster
         self._state = WorkerState(pid=os.getpid(), started=own_start(), device=device)
-        self._warm = Warm(torch_name(device))
+        self._warm = Warm(torch_name(device.partition(",")[0]))
         self._writing = threading.Lock()
         self._requests: FolderRequests | None = None
         self._leaving = False
@@ -87,20 +91,24 @@ class Worker:
             taken.unlink(missing_ok=True)
             return
         begun = folder.claim() is not None  # handed in twice, or left by a worker that died: not ours to run again
+        devices = taken.read_text() or self._state.device
         if not begun:
-            segment = folder.manifest().segment.number
-            folder.write_claim(Claim(pid=self._state.pid, started=self._state.started, segment=segment, device=self._state.device, node=self._home.node))
+            folder.write_claim(self._claim(folder.manifest().segment.number, devices))
         taken.unlink(missing_ok=True)
         reached("claim")
         if not begun:
-            self._run(folder)
+            self._run(folder, devices)
 
-    def _run(self, folder: JobFolder) -> None:
+    def _claim(self, segment: int, devices: str) -> Claim:
+        me = self._state
+        return Claim(pid=me.pid, started=me.started, segment=segment, device=devices, node=self._home.node, cluster=self._cluster)
+
+    def _run(self, folder: JobFolder, devices: str) -> None:
         self._note(job=folder.id)
         writer = EventWriter(folder.events_file)
         try:
             with open(folder.log, "a", encoding="utf-8", buffering=1) as log, redirected(log.fileno()):
-                for event in self._events(folder):
+                for event in self._events(folder, devices):
                     self._tell(folder, writer, event)
         finally:
             writer.close()
@@ -115,12 +123,12 @@ class Worker:
                 writer.append(explain(error, {}, folder.path, folder.checkpoints()))
             raise
 
-    def _events(self, folder: JobFolder) -> Iterator[Event]:
+    def _events(self, folder: JobFolder, devices: str) -> Iterator[Event]:
         """Everything the job says; exactly one terminal event, at the end."""
         manifest = folder.manifest()
         self._requests = requests = FolderRequests(folder.path)
         requests.leave = self._leaving
-        work = Work(folder, manifest, self._layout, requests, self._warm)
+        work = Work(folder, manifest, self._layout, requests, self._warm, tuple(devices.split(",")))
         try:
             if requests.cancelled():
                 raise Cancelled

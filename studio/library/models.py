@@ -30,7 +30,7 @@ class JobRow(Table):
     started: Mapped[float | None]
     finished: Mapped[float | None]
     updated: Mapped[float] = mapped_column(Double, index=True)
-    device: Mapped[str] = mapped_column(String(32), default="")
+    device: Mapped[str] = mapped_column(String(255), default="")  # all that it has, by commas
     node: Mapped[str] = mapped_column(String(64), default="")  # which of several dispatchers has it, see jobs.queue
     key: Mapped[str | None] = mapped_column(String(100), unique=True, index=True)  # the same one twice is the same job
     segment: Mapped[int] = mapped_column(Integer, default=1)

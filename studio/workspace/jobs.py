@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from studio.config import GenerateConfig, TrainConfig, build
 from studio.errors import InputError, NotFound, RunError, StudioError
 from studio.events import TERMINAL, CancelledEvent, Event, Failed, Warned
+from studio.jobs import stretch
 from studio.jobs.folder import EventWriter, JobFolder, Manifest
 from studio.jobs.progress import ENDED
 from studio.jobs.reconcile import row_of
@@ -273,22 +274,9 @@ class Jobs:
 
     def _go_on(self, job: JobRecord, why: Literal["resume", "extend"], settings: dict[str, Any]) -> JobRecord:
         folder = self._folder(job.id)
-        checkpoints = folder.checkpoints()
-        if job.kind != "train" or not (checkpoints or job.state == "paused"):
+        if job.kind != "train" or not (folder.checkpoints() or job.state == "paused"):
             raise RunError(f"job {job.name!r} has no checkpoint to go on from; retry starts it again")
-        step = checkpoints[-1].step if checkpoints else 0  # a run that paused before its first step begins
-        if checkpoints:
-            settings = {**settings, "start_from": str(folder.path / checkpoints[-1].path)}
-        with self._db.write() as session:  # one transaction, so that two clicks cannot both begin a stretch
-            row = session.get_one(JobRow, job.id, with_for_update=True)
-            if row.state != job.state:
-                raise RunError(f"job {job.name!r} is {row.state} by now; look again")
-            manifest = folder.begin_segment(why, settings)
-            row.state, row.message, row.remedy, row.kept = "queued", f"goes on from step {step}", "", ""
-            row.segment, row.offset, row.settings = manifest.segment.number, manifest.segment.offset, manifest.settings
-            row.step, row.total = step, int(manifest.settings.get("steps") or job.total)
-            row.queued = row.updated = time.time()
-            row.finished = row.cancelling = None
+        stretch.begin(self._db, folder, job.state, why, settings)
         self.on_change()
         return self.show(job.id)
 

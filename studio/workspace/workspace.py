@@ -111,6 +111,6 @@ class Workspace:
         )
 
     def _device(self, name: str, title: str, memory: int) -> DeviceRecord:
-        state = self._dispatcher.home(name).state()
+        state = self._dispatcher.backend.worker(name)
         worker = "none" if state is None else "silent" if silent(state) else "busy" if state.job else "idle"
         return DeviceRecord(name=name, title=title, memory=memory, worker=worker, base=state.base if state else "")

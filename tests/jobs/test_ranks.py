@@ -95,5 +95,8 @@ def test_a_wish_reaches_all_processes(layout: Layout, wish: str, last: str) -> N
     assert [process for process in running if process.is_running()] == [], "none is left"
 
 
-def test_cards_are_counted_from_the_workers_own() -> None:
-    assert ranks.places("cuda:2", 2) == ["cuda:2", "cuda:3"] and ranks.places("cpu", 2) == ["cpu", "cpu"]
+def test_every_process_has_a_card_that_was_set_aside_and_no_other() -> None:
+    assert ranks.places(["cuda:3", "cuda:1"], 2) == ["cuda:3", "cuda:1"]
+    assert ranks.places(["cpu:0", "cpu:1"], 2) == ranks.places(["cpu"], 2) == ["cpu", "cpu"]
+    with pytest.raises(RunError, match="1 GPUs were set aside"):
+        ranks.places(["cuda:0"], 2)
