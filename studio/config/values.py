@@ -1,5 +1,6 @@
 """How settings are written: rows of a stack, lists, names, sizes."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -105,6 +106,30 @@ def lines(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(line.strip() for line in value.splitlines() if line.strip())
     return value
+
+
+def rows(value: Any) -> Any:
+    """Lines of PATTERN=NUMBER, out of such lines or a table {pattern: number}."""
+    if isinstance(value, Mapping):
+        value = tuple(f"{pattern}={number}" for pattern, number in value.items())
+    if isinstance(value, str | list | tuple):
+        value = tuple(line for item in ([value] if isinstance(value, str) else value) for line in (lines(item) if isinstance(item, str) else (item,)))
+        numbered(row for row in value if isinstance(row, str))
+    return value
+
+
+def numbered(given: Iterable[str]) -> dict[str, float]:
+    """{pattern: number} of lines PATTERN=NUMBER; a pattern may hold '='. Raises ValueError naming the line."""
+    found = {}
+    for row in given:
+        pattern, _, number = row.rpartition("=")
+        try:
+            found[pattern.strip()] = float(number)
+        except ValueError:
+            pattern = ""
+        if not pattern.strip() or not 0 < found[pattern.strip()] < math.inf:
+            raise ValueError(f"{row!r} is not PATTERN=NUMBER with a number above 0, for example attn2=8")
+    return found
 
 
 def words(value: Any) -> Any:

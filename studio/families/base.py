@@ -55,6 +55,7 @@ class Facts:
     reasons: Mapping[str, str]  # setting -> why this default
     samplers: Mapping[str, str]  # name as users know it -> key of generation.schedulers
     blocks: Mapping[str, str]  # group of blocks a stack may weigh apart -> how module paths inside begin; the first group is the block's number
+    fuses: bool = False  # whether LoRA files keep several of its modules (q, k, v) as one
     negative_prompts: bool = True  # False where guidance is distilled into the base: nothing is drawn away from
 
 

@@ -64,6 +64,7 @@ FACTS = Facts(
     },
     samplers={"Euler": "flow_euler"},
     blocks={"double": r"transformer_blocks\.(\d+)\.", "single": r"single_transformer_blocks\.(\d+)\."},
+    fuses=True,
     negative_prompts=False,
 )
 

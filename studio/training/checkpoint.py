@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from studio.errors import RunError
 from studio.killpoints import reached
-from studio.lora.adapter import Adapter, LowRank
+from studio.lora import exact
+from studio.lora.adapter import Adapter, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,8 +87,9 @@ def save(folder: Path, state: State, adapter: Adapter, parts: "Mapping[str, Mapp
     part = folder / f"{final.name}.part-{uuid.uuid4().hex}"
     try:
         part.mkdir(parents=True)
+        weights, words = exact.flattened(adapter)
         contents = {
-            ADAPTER: to_bytes(_flatten(adapter), {"format": "lora-studio checkpoint", "family": adapter.family}),
+            ADAPTER: to_bytes(weights, {"format": "lora-studio checkpoint", "family": adapter.family, **words}),
             **{part_file(part): to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in held.items()}) for part, held in parts.items()},
             STATE: json.dumps(asdict(state), indent=1).encode(),
         }
@@ -185,13 +187,13 @@ def is_checkpoint(path: Path) -> bool:
 
 def adapter(path: Path) -> Adapter:
     """The adapter of a checkpoint, verified, bit-equal to the trained one."""
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     verify(path)
-    tensors = load_file(path / ADAPTER)
-    paths = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
-    layers = {p: LowRank(tensors[f"{p}.down"], tensors[f"{p}.up"], float(tensors[f"{p}.alpha"])) for p in paths}
-    return Adapter(state(path).family, layers)
+    with safe_open(path / ADAPTER, "pt") as file:
+        words = dict(file.metadata() or {})
+    return exact.rebuilt(load_file(path / ADAPTER), words)
 
 
 def part(path: Path, name: str) -> "dict[str, Tensor]":
@@ -280,20 +282,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _flatten(adapter: Adapter) -> "dict[str, Tensor]":
-    import torch
-
-    tensors = {}
-    for path, layer in adapter.layers.items():
-        if not isinstance(layer, LowRank):
-            raise TypeError(f"{path}: only low-rank layers are trained")
-        tensors |= {f"{path}.down": layer.down, f"{path}.up": layer.up, f"{path}.alpha": torch.tensor(layer.alpha, dtype=torch.float64)}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
 def _refuse_broken(adapter: Adapter, step: int) -> None:
     for path, layer in adapter.layers.items():
-        if isinstance(layer, LowRank) and not bool(layer.down.isfinite().all() and layer.up.isfinite().all()):
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors(layer)):
             raise RunError(f"step {step}: the weights of {path} are not finite; lower the learning rate and resume from an earlier checkpoint")
 
 

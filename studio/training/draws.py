@@ -17,6 +17,11 @@ class Draw:
     captionless: bool
     _generator: torch.Generator
 
+    @property
+    def key(self) -> int:
+        """What else is drawn for this item follows from this number."""
+        return self._generator.initial_seed()
+
     def noise(self, shape: tuple[int, ...]) -> Tensor:
         """Normal noise; call once."""
         return torch.randn(shape, generator=self._generator)

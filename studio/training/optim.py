@@ -69,6 +69,22 @@ def optimizer(params: Groups, config: TrainConfig) -> torch.optim.Optimizer:
         raise SettingsError(f"optimizer_options {' '.join(config.optimizer_options)!r}: {config.optimizer} refuses them ({error})") from error
 
 
+def groups(params: Sequence[Tensor], shares: Sequence[float]) -> list[dict[str, Any]]:
+    """Parameter groups by their share of the learning rate; equal ones must stand together."""
+    found: list[dict[str, Any]] = []
+    for tensor, share in zip(params, shares, strict=True):
+        if not found or found[-1]["share"] != share:
+            found.append({"params": [], "share": share})
+        found[-1]["params"].append(tensor)
+    return found
+
+
+def set_rate(opt: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Let every group move at its share of the learning rate."""
+    for group in opt.param_groups:
+        group["lr"] = learning_rate * group.get("share", 1.0)
+
+
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     """The rate of step 1, 2, ... total: linear warm-up from above 0, then the schedule, which ends above 0 at the last step."""
     peak, warmup = config.learning_rate or 0.0, config.warmup_steps
@@ -112,7 +128,7 @@ def state_tensors(opt: torch.optim.Optimizer, names: Sequence[str]) -> dict[str,
         if averages(opt):
             found[f"{name}/@point"] = p.detach()
     for number, group in enumerate(opt.param_groups):
-        moved = {key: value for key, value in group.items() if key not in ("params", "lr") and _differs(value, opt.defaults.get(key))}
+        moved = {key: value for key, value in group.items() if key not in ("params", "lr", "share") and _differs(value, opt.defaults.get(key))}
         found |= {f"@{number}/{key}": _stored(value) for key, value in moved.items()}
     return _apart(found)
 

@@ -14,7 +14,7 @@ from studio.data.cache import Want
 from studio.data.images import ImageSet, Picture
 from studio.errors import ImageError, SettingsError
 from studio.families.base import Base, Facts
-from studio.training import checkpoint, draws, optim
+from studio.training import checkpoint, draws, networks, optim
 from studio.training.draws import Draw
 
 # Settings that a resumed run may change: they move its end, its output or its looks, not a step that was taken.
@@ -77,7 +77,8 @@ def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resume
     order = buckets.order(crops, config.batch_size, config.repeats, config.seed)
     steps = config.steps or order.steps(config.epochs or 1, config.gradient_accumulation)
     pictures_hash = checkpoint.digest([[p.name, p.sha256, caption] for p, caption in zip(images.pictures, captions, strict=True)])
-    return Plan(config, tuple(images.pictures), crops, captions, order, steps, pictures_hash, _warnings(images, crops, order, config))
+    told = (*_warnings(images, crops, order, config), *networks.check(config, facts, steps, resumed is not None))
+    return Plan(config, tuple(images.pictures), crops, captions, order, steps, pictures_hash, told)
 
 
 def with_trigger(caption: str, trigger: str) -> str:

@@ -24,6 +24,7 @@ from studio.training.average import Average
 from studio.training.carried import Carried, Memory
 from studio.training.draws import Draw
 from studio.training.plan import Plan
+from studio.training.ranks import Ranks
 from studio.training.step import Micro, Outcome, Stepper
 
 MAX_SKIPPED = 10  # steps in a row whose loss is not finite
@@ -42,9 +43,10 @@ class Run:
     step: int = 0
     skipped: int = 0
     in_a_row: int = 0
-    modules: int = 0
     saved: checkpoint.Stored | None = None
     components: Components = field(init=False)
+    attached: attach.Attached = field(init=False)
+    fingerprint: int = 0  # of the frozen base, which nothing may change
     stepper: Stepper = field(init=False)
     average: Average | None = None
     carried: dict[str, Carried] = field(default_factory=dict)  # by the names of their files
@@ -60,19 +62,23 @@ class Run:
         reached("load")
         with torch.random.fork_rng([store.device] if store.device.type == "cuda" else []):
             torch.manual_seed(config.seed)
-            self.modules = len(attach.attach(c, targets=config.targets, rank=config.rank or 0, alpha=config.alpha or 0))
+            self.attached = attach.attach(c, config, fresh=resumed is None)
         if resumed:
-            attach.load(c, checkpoint.adapter(resumed))
+            attach.restore(self.attached, checkpoint.adapter(resumed))
         elif config.start_from:
-            attach.load(c, _read_lora(Path(config.start_from), c))
+            attach.load(self.attached, _read_lora(Path(config.start_from), c))
         if config.gradient_checkpointing or (config.gradient_checkpointing is None and _n_parameters(c.denoiser) >= FULL_SIZE):
             c.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         c.denoiser.train()
         goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config.min_snr_gamma, config.flow_shift)  # type: ignore[arg-type]
-        self.stepper = stepper = Stepper(c, self.family, goal, config)
+        self.stepper = stepper = Stepper(self.attached, self.family, goal, config)
         self.carried["optimizer"] = Memory(stepper.optimizer, stepper.weights.names)
         if config.ema_decay:
             self.carried["ema"] = self.average = Average(stepper.weights, config.ema_decay)
+        if config.network == "adalora":
+            self.attached.allocator = attach.Allocator.of(config, self.plan.steps, stepper.weights.named())
+            self.carried["ranks"] = Ranks(stepper.weights, self.attached.allocator)
+        self.fingerprint = attach.fingerprint(c)
         if resumed:
             self._restore(resumed)
 
@@ -96,7 +102,9 @@ class Run:
             self._halve()
         loss = teams.current().sum(loss, self.stepper.weights.exact)
         if not self.checked:
-            self.stepper.check_gradients()
+            still = self.stepper.check_gradients()
+            if still:
+                self.notes.append(f"{still} of {len(self.attached.places)} layers got a gradient of zero in the first step and did not move")
             self.checked = True
         rate = optim.learning_rate(self.step + 1, self.plan.steps, config)
         outcome = self.stepper.update(loss, rate)
@@ -145,13 +153,15 @@ class Run:
         noise = torch.stack([draw.noise(tuple(batch.latents.shape[1:])) for _, draw in chosen])
         level = torch.tensor([draw.level for _, draw in chosen], dtype=torch.float32)
         device = self.store.device
-        return Micro(batch, noise.to(device, non_blocking=True), level.to(device, non_blocking=True))
+        keys = torch.tensor([draw.key for _, draw in chosen]) if self.plan.config.dropout else None
+        return Micro(batch, noise.to(device, non_blocking=True), level.to(device, non_blocking=True), keys if keys is None else keys.to(device))
 
     def save(self) -> Checkpoint:
         """Write a checkpoint of this step, all or nothing."""
         stepper = self.stepper
+        self.check_base()
         with self._exposed():
-            adapter = attach.collect(self.components)
+            adapter = attach.collect(self.attached)
         tensors, entries = carried.gathered(self.carried)
         state = checkpoint.State(
             step=self.step,
@@ -185,6 +195,13 @@ class Run:
             with optim.given(self.stepper.optimizer), self.stepper.weights.exposed():
                 yield
 
+    def check_base(self) -> None:
+        """Raise RunError if a step, a preview or a faulty memory changed the frozen base: what was trained on it is worth nothing."""
+        if attach.fingerprint(self.components) != self.fingerprint:
+            raise RunError(
+                f"the frozen base changed while training, somewhere up to step {self.step}; no checkpoint was written, so resume from the one before"
+            )
+
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.stepper.weights.exact)
@@ -203,9 +220,9 @@ class Run:
             "small_images": sum(crop.small for crop in plan.crops),
             "buckets": buckets.count(crops),
             "epochs": round(plan.steps * config.gradient_accumulation / plan.order.batches_per_epoch, 2),
-            "modules": self.modules,
+            "modules": len(self.attached.places),
             "parameters": self.parameters,
-            "scale": (config.alpha or 0) / (config.rank or 1),
+            "scale": self.attached.scale,
             "device": str(c.device),
             "precision": str(c.dtype).removeprefix("torch."),
             "resumed": self.step > 0,

@@ -5,7 +5,7 @@ base the layers hold a rounded copy of them, so that no product runs in fp32 and
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from studio.config import TrainConfig
 from studio.data.cache import Batch
 from studio.errors import RunError
-from studio.families.base import Components, Family
+from studio.families.base import Family
+from studio.lora.attach import Attached
 from studio.training import optim
 from studio.training.objective import Objective
 
@@ -26,11 +27,12 @@ FIRST_SCALE = 2.0**14
 
 @dataclass(frozen=True)
 class Micro:
-    """One micro-batch with its draws. noise: like the latents; level: (B,)."""
+    """One micro-batch with its draws. noise: like the latents; level: (B,); keys: (B,) int64, what dropout follows from."""
 
     batch: Batch
     noise: Tensor
     level: Tensor
+    keys: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ class Outcome:
 class Weights:
     """The trainable parameters: exact fp32 ones, and the live ones in the layers (the same tensors on an fp32 base)."""
 
-    def __init__(self, denoiser: nn.Module, dtype: torch.dtype):
-        trainable = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
-        self.names = list(trainable)
-        self.live: list[Tensor] = list(trainable.values())
+    def __init__(self, trainable: Mapping[str, nn.Parameter], rates: Mapping[str, float], dtype: torch.dtype):
+        # Parameters of one rate stand together, as the optimizer's groups do.
+        self.names = sorted(trainable, key=lambda name: -rates[name])
+        self.shares = [rates[name] for name in self.names]
+        self.live: list[Tensor] = [trainable[name] for name in self.names]
         self.exact: list[Tensor] = self.live
         if dtype != torch.float32:
             self.exact = [p.detach().clone().requires_grad_() for p in self.live]
@@ -85,6 +88,10 @@ class Weights:
             for data, live in zip(rounded, self.live, strict=True):
                 live.data = data
 
+    def named(self) -> dict[str, Tensor]:
+        """The exact weights by name."""
+        return dict(zip(self.names, self.exact, strict=True))
+
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in self.exact if p.grad is not None]
 
@@ -96,12 +103,12 @@ class Weights:
 class Stepper:
     """Runs optimizer steps on attached components. `loss_scale` moves in fp16 only."""
 
-    def __init__(self, components: Components, family: Family, objective: Objective, config: TrainConfig):
-        self.components, self.family, self.objective = components, family, objective
+    def __init__(self, attached: Attached, family: Family, objective: Objective, config: TrainConfig):
+        self.attached, self.components, self.family, self.objective = attached, attached.components, family, objective
         self.max_norm = config.max_gradient_norm
-        self.weights = Weights(components.denoiser, components.dtype)
-        self.optimizer = optim.optimizer(self.weights.exact, config)
-        self.scaled = components.dtype == torch.float16
+        self.weights = Weights(attached.trainable(), attached.rates(), attached.components.dtype)
+        self.optimizer = optim.optimizer(optim.groups(self.weights.exact, self.weights.shares), config)
+        self.scaled = self.components.dtype == torch.float16
         self.loss_scale = FIRST_SCALE if self.scaled else 1.0
         self.scaled_steps = 0
 
@@ -118,6 +125,7 @@ class Stepper:
     def _losses(self, micro: Micro) -> Tensor:
         """(B,) weighted squared errors, in fp32."""
         batch = micro.batch
+        self.attached.chance.keys = micro.keys
         noised = self.objective.noised(batch.latents, micro.noise, micro.level)
         predicted = self.family.predict(self.components, noised.noisy, noised.timesteps, batch.conditioning, batch.sizes)
         return (predicted.float() - noised.target).square().flatten(1).mean(1) * noised.weight
@@ -127,15 +135,19 @@ class Stepper:
         gradients = self.weights.gradients()
         if self.loss_scale != 1.0:
             torch._foreach_div_(gradients, self.loss_scale)
+        allocator = self.attached.allocator
+        if allocator:
+            allocator.regularise(self.weights.named())
         norm = nn.utils.get_total_norm(gradients)
         if self.max_norm > 0:
             nn.utils.clip_grads_with_norm_(self.weights.exact, self.max_norm, norm)
         loss_value, norm_value = cast(list[float], torch.stack([loss, norm]).tolist())
         applied = math.isfinite(loss_value) and math.isfinite(norm_value)
         if applied:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+            optim.set_rate(self.optimizer, learning_rate)
             self.optimizer.step()
+            if allocator:
+                allocator.moved(self.weights.named())
             self.weights.publish()
         self.weights.clear()
         self._rescale(applied)
@@ -163,10 +175,16 @@ class Stepper:
         elif self.scaled_steps == GROWTH_STEPS:
             self.loss_scale, self.scaled_steps = min(self.loss_scale * 2, 2.0**20), 0
 
-    def check_gradients(self) -> None:
-        """Raise RunError unless the first backward pass reached the LoRA. The up factors are the ones that move first."""
-        ups = [p.grad for name, p in zip(self.weights.names, self.weights.exact, strict=True) if ".lora_B." in name]
-        if any(grad is None for grad in ups):
-            raise RunError(f"{sum(grad is None for grad in ups)} of {len(ups)} LoRA layers got no gradient; choose other targets for this base")
-        if not ups or not any(torch._foreach_norm(cast(list[Tensor], ups))):
-            raise RunError("the first step moved no LoRA layer: every gradient is zero; choose precision bf16 or fp32")
+    def check_gradients(self) -> int:
+        """How many layers the first backward pass gave no more than zeros. Raises RunError if it missed one, or moved none at all."""
+        layers: dict[str, list[Tensor | None]] = {}
+        for name, parameter in zip(self.weights.names, self.weights.exact, strict=True):
+            layers.setdefault(self.attached.layer_of[name], []).append(parameter.grad)
+        missed = [path for path, grads in layers.items() if all(grad is None for grad in grads)]
+        if missed:
+            raise RunError(f"{len(missed)} of {len(layers)} layers got no gradient, first {missed[0]}; choose other targets for this base")
+        # Only the factor that starts at zero moves at first, so a layer counts by the largest of its gradients.
+        moved = [max(float(grad.abs().max()) for grad in grads if grad is not None) > 0 for grads in layers.values()]
+        if not any(moved):
+            raise RunError("the first step moved no layer: every gradient is zero; choose precision bf16 or fp32")
+        return moved.count(False)

@@ -36,9 +36,16 @@ LABELS = {
     "max_gradient_norm": "Gradient clip",
     "ema_decay": "EMA decay",
     "gradient_checkpointing": "Checkpointing",
+    "target_pattern": "Targets by pattern",
+    "rank_stabilized": "Rank-stabilised scale",
+    "lora_plus_ratio": "LoRA+ ratio",
+    "init": "Start of the matrices",
+    "block_ranks": "Ranks by block",
+    "block_alphas": "Alphas by block",
+    "block_rates": "Rates by block",
     "count": "Pictures",
 }
-LINES = {"prompt": 4, "negative_prompt": 2, "sample_prompts": 3}
+LINES = {"prompt": 4, "negative_prompt": 2, "sample_prompts": 3, "block_ranks": 2, "block_alphas": 2, "block_rates": 2}
 WIDE = frozenset({"base", "prompt", "negative_prompt", "sample_prompts", "start_from", "encoders", "vae"})
 MOST_SHOWN = 1_000_000  # a greater bound says nothing to people
 ON_OFF = [("As the base wants", ""), ("On", "on"), ("Off", "off")]

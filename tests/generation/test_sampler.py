@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from studio.config import GenerateConfig, LoraWeight
+from studio.config.training.network import Network
 from studio.errors import Cancelled, FormatError, RunError, SettingsError
 from studio.events import Event, Finished, Started, Step, Warned
 from studio.events import Image as Drawn
@@ -171,7 +172,7 @@ def test_a_picture_of_no_numbers_is_an_error_not_a_black_square(c: Components, t
 
 
 def test_a_preview_shows_the_adapter_in_training_and_disturbs_nothing(c: Components, tmp_path: Path) -> None:
-    attach.attach(c, targets="attention", rank=4, alpha=4)
+    attach.attach(c, Network(rank=4, alpha=4))
     try:
         c.denoiser.train()
         torch.manual_seed(11)

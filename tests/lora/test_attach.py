@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from studio.errors import FormatError, SettingsError
+from studio.config.training.network import Network
+from studio.errors import FormatError
 from studio.families import get
 from studio.families.base import Components
 from studio.lora import attach
@@ -28,29 +29,34 @@ def predict(c: Components) -> torch.Tensor:
         return family.predict(c, noisy, torch.tensor([400.0]), family.encode_captions(c, ["cat"]), torch.tensor([[64, 64, 0, 0, 64, 64]]))
 
 
+def put(c: Components, **settings: object) -> attach.Attached:
+    return attach.attach(c, Network.model_validate(settings))
+
+
 def trained(c: Components, targets: str = "attention", rank: int = 4, alpha: float = 3.0) -> Adapter:
-    attach.attach(c, targets=targets, rank=rank, alpha=alpha)
+    attached = put(c, targets=targets, rank=rank, alpha=alpha)
     generator = torch.Generator().manual_seed(7)
     for parameter in c.denoiser.parameters():
         if parameter.requires_grad:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-    return attach.collect(c)
+    return attach.collect(attached)
 
 
 def test_each_preset_takes_the_layers_it_names_and_trains_nothing_else(c: Components) -> None:
     for targets, n in N[c.facts.name].items():
-        paths = attach.attach(c, targets=targets, rank=2, alpha=2)
+        attached = put(c, targets=targets, rank=2, alpha=2)
+        paths = attached.paths
         assert len(paths) == n and set(paths) <= set(attach.module_map(c))
         named = [name for name, parameter in c.denoiser.named_parameters() if parameter.requires_grad]
         assert len(named) == 2 * n and all(".lora_" in name for name in named)
-        assert set(attach.collect(c).layers) == set(paths)
+        assert set(attach.collect(attached).layers) == set(paths)
         attach.detach(c)
 
 
 def test_an_attached_adapter_changes_nothing_at_first_and_nothing_when_it_is_gone(c: Components) -> None:
     before = predict(c)
     modules = {name: id(module) for name, module in c.denoiser.named_modules()}
-    attach.attach(c, targets="attention", rank=4, alpha=4)
+    put(c, rank=4, alpha=4)
     assert torch.equal(predict(c), before)
     attach.detach(c)
     adapter = trained(c)
@@ -79,9 +85,9 @@ def test_the_model_computes_the_delta_that_the_adapter_states(c: Components) -> 
 def test_what_is_loaded_is_what_is_collected(c: Components) -> None:
     adapter = trained(c)
     attach.detach(c)
-    attach.attach(c, targets="attention", rank=4, alpha=3.0)
-    attach.load(c, adapter)
-    again = attach.collect(c)
+    attached = put(c, rank=4, alpha=3.0)
+    attach.load(attached, adapter)
+    again = attach.collect(attached)
     for path, layer in adapter.layers.items():
         other = again.layers[path]
         assert isinstance(layer, LowRank) and isinstance(other, LowRank)
@@ -91,9 +97,9 @@ def test_what_is_loaded_is_what_is_collected(c: Components) -> None:
 def test_a_smaller_adapter_keeps_its_deltas_in_a_larger_one(c: Components) -> None:
     adapter = trained(c)
     attach.detach(c)
-    attach.attach(c, targets="all-linear", rank=6, alpha=12.0)
-    attach.load(c, adapter)
-    for path, layer in attach.collect(c).layers.items():
+    attached = put(c, targets="all-linear", rank=6, alpha=12.0)
+    attach.load(attached, adapter)
+    for path, layer in attach.collect(attached).layers.items():
         expected = adapter.layers[path].delta() if path in adapter.layers else torch.zeros(layer.shape)
         assert torch.allclose(layer.delta(), expected, atol=1e-6)
 
@@ -101,22 +107,20 @@ def test_a_smaller_adapter_keeps_its_deltas_in_a_larger_one(c: Components) -> No
 def test_an_adapter_that_does_not_fit_is_refused(c: Components) -> None:
     adapter = trained(c)
     attach.detach(c)
-    attach.attach(c, targets="attention", rank=2, alpha=2)
+    attached = put(c, rank=2, alpha=2)
     with pytest.raises(FormatError, match="set rank to 4"):
-        attach.load(c, adapter)
+        attach.load(attached, adapter)
     with pytest.raises(FormatError, match="choose a base of its family"):
-        attach.load(c, Adapter("other", adapter.layers))
+        attach.load(attached, Adapter("other", adapter.layers))
     path = next(iter(adapter.layers))
     with pytest.raises(FormatError, match="choose wider targets"):
-        attach.load(c, Adapter(adapter.family, {f"{path}x": adapter.layers[path]}))
-    with pytest.raises(SettingsError, match="known are attention"):
-        attach.attach(c, targets="everything", rank=2, alpha=2)
+        attach.load(attached, Adapter(adapter.family, {f"{path}x": adapter.layers[path]}))
 
 
 def test_adapter_weights_are_fp32_on_a_base_in_half_precision(c: Components) -> None:
     try:
         c.denoiser.to(torch.bfloat16)
-        attach.attach(c, targets="attention", rank=2, alpha=2)
+        put(c, rank=2, alpha=2)
         assert {p.dtype for p in c.denoiser.parameters() if p.requires_grad} == {torch.float32}
     finally:
         attach.detach(c)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from studio import metadata
+from studio.config.training.network import Network
 from studio.errors import FormatError
 from studio.families.base import Components
 from studio.generation.stack import Stack
@@ -227,13 +228,13 @@ def test_the_stack_applies_every_kind_at_its_strength(sdxl: Components) -> None:
     assert all(torch.equal(weights[path], before[path]) for path in made)
 
 
-def test_training_goes_on_from_plain_loras_only(sdxl: Components) -> None:
-    attach.attach(sdxl, targets="attention", rank=4, alpha=4.0)
+def test_training_goes_on_from_layers_of_its_own_kind_only(sdxl: Components) -> None:
+    attached = attach.attach(sdxl, Network(rank=4, alpha=4.0))
     try:
         path = next(p for p, m in attach.module_map(sdxl).items() if p.endswith("attn1.to_q"))
         shape = tuple(attach.module_map(sdxl)[path].weight.shape)  # type: ignore[union-attr, arg-type]
-        with pytest.raises(FormatError, match="hadamard layer, which training cannot go on from"):
-            attach.load(sdxl, Adapter("sdxl", {path: loha(shape)}))
+        with pytest.raises(FormatError, match="set network to loha"):
+            attach.load(attached, Adapter("sdxl", {path: loha(shape)}))
     finally:
         attach.detach(sdxl)
 

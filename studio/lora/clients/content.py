@@ -193,6 +193,8 @@ def _spelling(name: str, paths: Iterable[str]) -> str:
         return "makers" if blocks else "diffusers" if own and name == f"lora_unet_{own}" else "ldm"
     if name.startswith("lora_transformer_"):
         return "onetrainer"
+    if name.startswith("lycoris_"):
+        return "lycoris"
     if name.startswith("lora_te"):
         return "encoder"
     if name.startswith("diffusion_model."):

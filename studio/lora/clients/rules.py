@@ -215,7 +215,7 @@ DIFFUSERS_SDXL = Rules(
         (alpha_twice, "raises, because alpha stands in the tensors and in lora_adapter_metadata"),
         _MIXED_NAMES,
         (
-            lambda c: "peft" not in c.spellings and any(m.spelling == "unknown" or (not m.paths and m.spelling in KOHYA) for m in c.modules),
+            lambda c: "peft" not in c.spellings and any(m.spelling in ("unknown", "lycoris") or (not m.paths and m.spelling in KOHYA) for m in c.modules),
             "raises on unknown names",
         ),
     ),
@@ -259,7 +259,7 @@ A1111_SDXL = Rules(
 INVOKE_SDXL = Rules(
     refuses=(
         (of_other_family("sdxl"), "is probed as a LoRA for another base model"),
-        (spelled("peft", "dotted", "xlabs", "unknown"), "does not recognise SDXL LoRAs by other than kohya names"),
+        (spelled("peft", "dotted", "xlabs", "lycoris", "unknown"), "does not recognise SDXL LoRAs by other than kohya names"),
         (mixed_sdxl, "raises on a mix of LDM and diffusers spellings"),
         (not_probed_as_sdxl, "finds no layer by which it tells SDXL"),
     ),
@@ -270,6 +270,7 @@ INVOKE_FLUX = Rules(
     refuses=(
         (of_other_family("flux"), "is probed as a LoRA for another base model"),
         (unmatched_by_invoke, "raises on layers outside the blocks (img_in, txt_in, time_in, vector_in, guidance_in, adaLN)"),
+        (spelled("lycoris"), "does not know names that begin with lycoris_"),
         (invoke_t5, "raises on T5 under lora_te3_"),
         (more_than_halves, "recognises PEFT names only where every tensor is a lora_A or lora_B: no alpha, no magnitude"),
         (unprobed_peft_flux, "recognises PEFT names only if block 0 has attn.to_q and attn.add_q_proj"),

@@ -32,6 +32,8 @@ def fuse(layers: Sequence[Layer | None], sizes: Sequence[int]) -> Layer:
         whole = _rejoined(present)
         if whole is not None:
             return whole
+    if all(isinstance(layer, Hadamard) and layer.t1 is None for layer in present):
+        return _fuse_hadamard([layer if isinstance(layer, Hadamard) else None for layer in layers], sizes)
     width = present[0].shape[1]
     zeros = [torch.zeros(size, width) if layer is None else None for layer, size in zip(layers, sizes, strict=True)]
     return Difference(torch.cat([_plain_delta(layer) if zero is None else zero for layer, zero in zip(layers, zeros, strict=True)]))
@@ -46,6 +48,8 @@ def split(fused: Layer, sizes: Sequence[int]) -> list[Layer | None]:
             raise FormatError("a DoRA over the columns of a fused layer couples its parts; bake it into a plain LoRA with the program that made it")
         parts = [part or _untrained(size, fused.shape[1]) for part, size in zip(split(fused.layer, sizes), sizes, strict=True)]
         return [Decomposed(part, own.contiguous()) for part, own in zip(parts, fused.magnitude.split(list(sizes)), strict=True)]  # type: ignore[arg-type]
+    if isinstance(fused, Hadamard) and fused.t1 is None and (own := _blocks(fused, sizes)) is not None:
+        return own
     if isinstance(fused, Hadamard):
         axis = 0 if fused.t1 is None else 1
         pairs = zip(fused.w1_a.split(list(sizes), axis), fused.w2_a.split(list(sizes), axis), strict=True)
@@ -139,6 +143,40 @@ def _fuse_low_rank(layers: Sequence[LowRank | None], sizes: Sequence[int]) -> Lo
             column += layer.rank
         row += size
     return LowRank(down, up, scale * total)
+
+
+def _fuse_hadamard(layers: Sequence[Hadamard | None], sizes: Sequence[int]) -> Hadamard:
+    """w1_b and w2_b stacked, w1_a and w2_a block-diagonal with true zeros: each part's rows meet its own factors alone."""
+    import torch
+
+    present = [layer for layer in layers if layer is not None]
+    total, scales = sum(layer.rank for layer in present), {layer.alpha / layer.rank for layer in present}
+    scale = scales.pop() if len(scales) == 1 else 1.0
+    ones, twos = torch.zeros(sum(sizes), total), torch.zeros(sum(sizes), total)
+    row = column = 0
+    for layer, size in zip(layers, sizes, strict=True):
+        if layer is not None:
+            place = (slice(row, row + size), slice(column, column + layer.rank))
+            ones[place] = layer.w1_a.float() if not scales else layer.w1_a.float() * (layer.alpha / layer.rank)
+            twos[place] = layer.w2_a.float()
+            column += layer.rank
+        row += size
+    w1_b, w2_b = (torch.cat([getattr(layer, name).float() for layer in present]) for name in ("w1_b", "w2_b"))
+    return Hadamard(ones, w1_b, twos, w2_b, scale * total)
+
+
+def _blocks(fused: Hadamard, sizes: Sequence[int]) -> list[Layer | None] | None:
+    """The parts that `_fuse_hadamard` put together; None if their factors are shared."""
+    columns = _columns(fused.w1_a.split(list(sizes)), fused.rank)
+    if columns is None or columns != _columns(fused.w2_a.split(list(sizes)), fused.rank):
+        return None
+    found: list[Layer | None] = []
+    ones, twos = fused.w1_a.split(list(sizes)), fused.w2_a.split(list(sizes))
+    for one, two, own in zip(ones, twos, columns, strict=True):
+        factors = (one[:, own], fused.w1_b[own], two[:, own], fused.w2_b[own])
+        alpha = fused.alpha / fused.rank * len(own)
+        found.append(Hadamard(*(tensor.contiguous() for tensor in factors), alpha=alpha) if own else None)
+    return found
 
 
 def _split_low_rank(fused: LowRank, sizes: Sequence[int]) -> list[LowRank | None]:

@@ -155,9 +155,14 @@ def _sdxl_modules(adapter: Adapter) -> dict[str, Layer]:
 def _flux_modules(adapter: Adapter) -> dict[str, Layer]:
     prefixes = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te3"}
     found: dict[str, Layer] = {}
+    # A sum of Kronecker products is none, so q, k and v stay apart, under the names that ComfyUI has for that.
+    apart = any(isinstance(layer, Kronecker) and layer.rows is None and _shares_a_slot(path) for path, layer in adapter.layers.items())
     for path, layer in adapter.layers.items():
         part, _, inner = path.removesuffix(BIAS).partition(".")
         end = BIAS if path.endswith(BIAS) else ""
+        if apart and isinstance(layer, Kronecker) and part == "transformer" and flux_names.is_module(inner):
+            found[f"lycoris_{inner.replace('.', '_')}"] = layer
+            continue
         if part in prefixes and (flux_names.TEXT.fullmatch(inner) or (part == "text_encoder" and names.is_text(inner))):
             found[f"{prefixes[part]}_{inner.replace('.', '_')}{end}"] = layer
             continue
@@ -169,6 +174,11 @@ def _flux_modules(adapter: Adapter) -> dict[str, Layer]:
             parts = [adapter.layers.get(f"transformer.{other}{end}") for other in slot.parts]
             found[name] = _fused(parts, swap=inner == flux_names.SWAPPED)
     return found
+
+
+def _shares_a_slot(path: str) -> bool:
+    part, _, inner = path.partition(".")
+    return part == "transformer" and flux_names.is_module(inner) and len(flux_names.slot(inner).parts) > 1
 
 
 def _fused(layers: Sequence[Layer | None], swap: bool) -> Layer:

@@ -1,0 +1,51 @@
+"""A fingerprint of the frozen base: whether training left it alone.
+
+Every parameter's bits are summed up as integers, weighted by their place in the model; exact, the same on every device, one pass over memory.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from studio.families.base import Components
+from studio.lora.attach.origin import ORIGIN
+from studio.lora.attach.weights import NAME
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MODULUS = 2**61 - 1
+
+
+def fingerprint(c: Components) -> int:
+    """Of all parameters of the denoiser and the loaded text encoders that are the base's own."""
+    total = 0
+    for number, tensor in enumerate(_tensors(c), start=1):
+        total = (total * 31 + number * _sum(tensor)) % _MODULUS
+    return total
+
+
+def _tensors(c: Components) -> "Iterator[Tensor]":
+    for part in (c.facts.denoiser, *c.facts.text_encoders):
+        model = c.parts.get(part)
+        if model is not None:
+            for name, parameter in model.named_parameters():
+                if {NAME, ORIGIN}.isdisjoint(name.split(".")):
+                    yield from _plain(parameter)
+
+
+def _plain(tensor: Any) -> "Iterator[Tensor]":
+    """The tensors that a quantised one is made of."""
+    if hasattr(tensor, "__tensor_flatten__") and hasattr(type(tensor), "__tensor_unflatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain(getattr(tensor, name))
+    else:
+        yield tensor.detach()
+
+
+def _sum(tensor: "Tensor") -> int:
+    import torch
+
+    if tensor.numel() == 0 or tensor.is_meta:
+        return 0
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return int(tensor.contiguous().view(words).sum(dtype=torch.int64))
