@@ -74,6 +74,14 @@ class Image(_Event):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class Preview(_Event):
+    """What the picture at hand looks like so far, roughly; older ones are gone, and all are when the job ends."""
+
+    kind: Literal["preview"] = "preview"
+    path: str
+    step: int
+
+
 class Validation(_Event):
     kind: Literal["validation"] = "validation"
     step: int
@@ -130,7 +138,7 @@ class Failed(_Event):
     error: str = Field(default="StudioError", description="class name from studio.errors, for the exit code")
 
 
-Event = Loading | Warned | Started | Step | Sample | Image | Validation | Checkpoint | Exported | Finished | CancelledEvent | PausedEvent | Failed
+Event = Loading | Warned | Started | Step | Sample | Image | Preview | Validation | Checkpoint | Exported | Finished | CancelledEvent | PausedEvent | Failed
 TERMINAL = ("finished", "failed", "cancelled", "paused")
 
 _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])

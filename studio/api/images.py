@@ -32,6 +32,21 @@ def routes(workspace: Workspace) -> APIRouter:
         async with received(request, workspace.layout.tmp) as files:
             return public(await run_in_threadpool(gallery.recall, files[0][1]))
 
+    @router.post("/inputs", status_code=201)
+    async def keep(request: Request) -> dict[str, Any]:
+        """Pictures to start a drawing from; the names that come back are for init_image and mask."""
+        async with received(request, workspace.layout.tmp) as files:
+            return {"items": [_input(await run_in_threadpool(workspace.inputs.add, path)) for _, path in files]}
+
+    @router.get("/inputs/{name}")
+    def kept(name: str) -> FileResponse:
+        return send_file(workspace.inputs.path(name), keep=True)
+
+    @router.post("/{id}/input", status_code=201)
+    def from_gallery(id: str) -> dict[str, Any]:
+        """A picture of the gallery as one to start from."""
+        return _input(workspace.inputs.use(gallery.show(id).id))
+
     @router.post("/restore")
     def restore(body: Token) -> dict[str, Any]:
         return _image(gallery.restore(body.token))
@@ -58,6 +73,10 @@ def routes(workspace: Workspace) -> APIRouter:
         return {"token": gallery.remove(id)}
 
     return router
+
+
+def _input(record: Any) -> dict[str, Any]:
+    return {**public(record), "url": f"/api/images/inputs/{quote(record.name, safe='')}"}
 
 
 def _image(record: Any) -> dict[str, Any]:

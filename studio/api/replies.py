@@ -8,7 +8,9 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 # Settings that may hold a path; the browser is shown the last part of it.
-PATH_FIELDS = frozenset({"path", "output", "images", "base", "vae", "encoders", "start_from", "name", "data", "file", "adapter", "source"})
+PATH_FIELDS = frozenset(
+    {"path", "output", "images", "base", "vae", "encoders", "start_from", "init_image", "mask", "name", "data", "file", "adapter", "source"}
+)
 _PATH = re.compile(r"(?<![\w./:])(?:/|[A-Za-z]:[\\/])(?:[^\s/\\:'\",;()]+[/\\])+(?=[^\s/\\])")
 _INLINE = {
     ".png": "image/png",

@@ -55,7 +55,8 @@ def generate(arguments: argparse.Namespace) -> int:
     folder = _folder_to_write(arguments.output)
     with opened(arguments) as workspace:
         loras = tuple(row.model_copy(update={"name": locate(row.name, lambda name: knows(workspace.library.find, name))}) for row in config.loras)
-        job = workspace.jobs.generate(config.model_copy(update=_base_paths(workspace, config) | {"loras": loras}))
+        starts = {name: locate(ref, workspace.inputs.known) for name in ("init_image", "mask") if (ref := getattr(config, name))}
+        job = workspace.jobs.generate(config.model_copy(update=_base_paths(workspace, config) | {"loras": loras} | starts))
         return _watch(workspace, job.id, arguments.json, seen=_collector(workspace, job.id, folder))
 
 

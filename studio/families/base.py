@@ -107,11 +107,15 @@ class Family(Protocol):
         """Conditioning of a list of captions, batch first, cacheable."""
         ...
 
-    def predict(self, c: Components, noisy: "Tensor", timesteps: "Tensor", cond: Conditioning, sizes: "Tensor") -> "Tensor":
+    def decode_latents(self, c: Components, latents: "Tensor") -> "Tensor":
+        """Scaled latents (B, C, h, w) -> (B, 3, H, W) in fp32, in [-1, 1] but for what the VAE overshoots."""
+        ...
+
+    def predict(self, c: Components, noisy: "Tensor", timesteps: "Tensor", cond: Conditioning, sizes: "Tensor", guidance: float | None = None) -> "Tensor":
         """The denoiser's output, same shape as `noisy` (B, C, h, w).
 
         timesteps: (B,) floats in [0, 1000). sizes: (B, 6) pixels, original height, width, crop top, left, target height, width;
-        families without size conditioning ignore it.
+        families without size conditioning ignore it. guidance: what a base with distilled guidance is told; None is what it trains with.
         """
         ...
 

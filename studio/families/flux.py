@@ -62,7 +62,14 @@ FACTS = Facts(
         "guidance": "The embedding value the base draws well with; it is one forward pass, not two",
         "precision": "bf16 has the range of fp32; T5 overflows in fp16",
     },
-    samplers={"Euler": "flow_euler"},
+    samplers={
+        "Euler": "flow_euler",
+        "Heun": "flow_heun",
+        "DPM++ 2M": "flow_dpmpp_2m",
+        "DPM++ 2M SDE": "flow_dpmpp_2m_sde",
+        "UniPC": "flow_unipc",
+        "LCM": "flow_lcm",
+    },
     blocks={"double": r"transformer_blocks\.(\d+)\.", "single": r"single_transformer_blocks\.(\d+)\."},
     fuses=True,
     negative_prompts=False,
@@ -112,6 +119,9 @@ class Flux:
     def encode_images(self, c: Components, pixels: "Tensor") -> "Tensor":
         return shared.encode_pixels(c.parts["vae"], pixels)
 
+    def decode_latents(self, c: Components, latents: "Tensor") -> "Tensor":
+        return shared.decode_latents(c.parts["vae"], latents)
+
     def encode_captions(self, c: Components, captions: Sequence[str]) -> Conditioning:
         """prompt_embeds (B, L, D): T5, padding unmasked as the base was trained; pooled_prompt_embeds (B, D2): CLIP."""
         import torch
@@ -122,14 +132,14 @@ class Flux:
             embeds = t5(shared.tokenize(c.parts["tokenizer_2"], captions, text_tokens(c.base), t5.device))[0]
         return {"prompt_embeds": embeds.to(c.dtype), "pooled_prompt_embeds": pooled.to(c.dtype)}
 
-    def predict(self, c: Components, noisy: "Tensor", timesteps: "Tensor", cond: Conditioning, sizes: "Tensor") -> "Tensor":
+    def predict(self, c: Components, noisy: "Tensor", timesteps: "Tensor", cond: Conditioning, sizes: "Tensor", guidance: float | None = None) -> "Tensor":
         import torch
 
         height, width = noisy.shape[-2:]
         embeds = cond["prompt_embeds"].to(c.dtype)
-        guidance = None
+        told = None
         if c.denoiser.config.guidance_embeds:  # type: ignore[union-attr]
-            guidance = torch.full((noisy.shape[0],), TRAINING_GUIDANCE, device=noisy.device)
+            told = torch.full((noisy.shape[0],), TRAINING_GUIDANCE if guidance is None else guidance, device=noisy.device)
         output = c.denoiser(
             hidden_states=pack(noisy).to(c.dtype),
             encoder_hidden_states=embeds,
@@ -137,7 +147,7 @@ class Flux:
             timestep=timesteps.float() / 1000,
             img_ids=positions(height // 2, width // 2, noisy.device),
             txt_ids=torch.zeros(embeds.shape[1], 3, device=noisy.device),
-            guidance=guidance,
+            guidance=told,
             return_dict=False,
         )[0]
         return unpack(output, height, width)

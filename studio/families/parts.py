@@ -114,6 +114,23 @@ def encode_pixels(vae: "AutoencoderKL", pixels: "Tensor") -> "Tensor":
     return (latents - (config.shift_factor or 0.0)) * config.scaling_factor
 
 
+def decode_latents(vae: "AutoencoderKL", latents: "Tensor") -> "Tensor":
+    """The inverse of `encode_pixels`: normalised latents (B, C, h, w) -> pixels (B, 3, H, W) in fp32."""
+    import torch
+
+    first = next(vae.parameters())
+    config: Any = vae.config
+    latents = latents.to(first.device, torch.float32)
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        mean, std = (torch.tensor(value, device=latents.device).view(1, -1, 1, 1) for value in (mean, std))
+        latents = latents * std / config.scaling_factor + mean
+    else:
+        latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
+    with torch.no_grad():
+        return vae.decode(latents.to(first.dtype), return_dict=False)[0].float()  # type: ignore[index]
+
+
 def tokenize(tokenizer: Any, captions: Sequence[str], length: int, device: "torch.device") -> "Tensor":
     """Token ids (B, length), cut and padded."""
     found = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")

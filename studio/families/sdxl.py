@@ -60,11 +60,17 @@ FACTS = Facts(
     samplers={
         "Euler": "euler",
         "Euler a": "euler_ancestral",
+        "Heun": "heun",
         "DPM++ 2M": "dpmpp_2m",
         "DPM++ 2M Karras": "dpmpp_2m_karras",
+        "DPM++ 2M SDE": "dpmpp_2m_sde",
         "DPM++ 2M SDE Karras": "dpmpp_2m_sde_karras",
+        "DPM++ SDE": "dpmpp_sde",
+        "DPM++ SDE Karras": "dpmpp_sde_karras",
         "DDIM": "ddim",
         "UniPC": "unipc",
+        "LCM": "lcm",
+        "TCD": "tcd",
     },
     blocks={"input": r"down_blocks\.(\d+)\.", "middle": r"mid_block\.", "output": r"up_blocks\.(\d+)\."},
 )
@@ -118,6 +124,9 @@ class Sdxl:
     def encode_images(self, c: Components, pixels: "Tensor") -> "Tensor":
         return shared.encode_pixels(c.parts["vae"], pixels)
 
+    def decode_latents(self, c: Components, latents: "Tensor") -> "Tensor":
+        return shared.decode_latents(c.parts["vae"], latents)
+
     def encode_captions(self, c: Components, captions: Sequence[str]) -> Conditioning:
         """prompt_embeds (B, 77, D): the last layer but one of both encoders; pooled_prompt_embeds (B, D2): the second encoder's projection."""
         import torch
@@ -133,7 +142,7 @@ class Sdxl:
         assert pooled is not None
         return {"prompt_embeds": torch.cat(hidden, dim=-1), "pooled_prompt_embeds": pooled}
 
-    def predict(self, c: Components, noisy: "Tensor", timesteps: "Tensor", cond: Conditioning, sizes: "Tensor") -> "Tensor":
+    def predict(self, c: Components, noisy: "Tensor", timesteps: "Tensor", cond: Conditioning, sizes: "Tensor", guidance: float | None = None) -> "Tensor":
         # Sizes and timesteps stay fp32: bf16 has no odd integers above 256.
         added = {"text_embeds": cond["pooled_prompt_embeds"].to(c.dtype), "time_ids": sizes.float()}
         return c.denoiser(

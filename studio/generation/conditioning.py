@@ -1,13 +1,11 @@
 """Encoded prompts of a loaded base, kept so that the next picture of the same words starts at once."""
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
 
 from studio import families
+from studio.config import GenerateConfig
 from studio.families.base import Components, Conditioning
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from studio.generation.denoise import Guide
 
 KEPT = 32  # prompts; 4 MB each at the size of T5 XXL
 _WARM = "prompts"
@@ -25,15 +23,17 @@ def encode(c: Components, prompt: str, text_stack: str) -> Conditioning:
     return kept[key]
 
 
-def arguments(c: Components, prompt: str, negative: str, guidance: float, text_stack: str) -> "dict[str, Tensor]":
-    """What the family's pipeline is given instead of words."""
+def guide(c: Components, prompt: str, config: GenerateConfig, text_stack: str) -> Guide:
+    """What the denoiser is pulled by: the prompt (without tags), and the negative prompt where the base or true_cfg draws away from it."""
     import torch
 
-    found = dict(encode(c, prompt, text_stack))
-    if not c.facts.negative_prompts or guidance <= 1:
-        return found
-    if not negative and c.parts.get("force_zeros_for_empty_prompt", False):
-        other = {key: torch.zeros_like(value) for key, value in found.items()}
+    wanted = dict(encode(c, prompt, text_stack))
+    scale = config.guidance or 0.0 if c.facts.negative_prompts else config.true_cfg or 1.0
+    told = None if c.facts.negative_prompts else config.guidance
+    if scale <= 1:
+        return Guide(wanted, told=told)
+    if not config.negative_prompt and c.parts.get("force_zeros_for_empty_prompt", False):
+        unwanted = {key: torch.zeros_like(value) for key, value in wanted.items()}
     else:
-        other = encode(c, negative, text_stack)
-    return found | {f"negative_{key}": value for key, value in other.items()}
+        unwanted = encode(c, config.negative_prompt, text_stack)
+    return Guide(wanted, unwanted, scale, config.guidance_rescale, told)

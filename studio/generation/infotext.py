@@ -4,17 +4,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from studio import __version__
 from studio.config import GenerateConfig, build, safe_stem
-from studio.errors import ImageError, SettingsError
+from studio.errors import SettingsError
 from studio.generation import prompt as prompts
-from studio.metadata import write_atomic
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 CHUNK, VERSION = "lora_studio", 1
 HASH_DIGITS = 12  # of sshs_model_hash: Civitai's AutoV3, compared exactly
@@ -32,6 +27,7 @@ class Used:
     name: str
     weight: float
     hash: str = ""
+    civitai: int = 0  # the version's number there, if it is known
 
 
 @dataclass(frozen=True)
@@ -112,37 +108,6 @@ def from_json(text: str) -> Recalled:
     return Recalled(build(GenerateConfig, settings), frozenset(settings), hashes, exact=True)
 
 
-def write_png(image: "Image.Image", path: Path, settings: GenerateConfig, adapters: Sequence[Used], model: Model) -> None:
-    """Save the picture with both texts, whole or not at all."""
-    from io import BytesIO
-
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text("parameters", write(settings, adapters, model).encode("utf-8", "replace").decode())
-    info.add_text(CHUNK, to_json(settings, adapters))
-    buffer = BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
-    write_atomic(path, [buffer.getvalue()])
-
-
-def read_png(source: Path | str | bytes) -> Recalled:
-    """The settings of a picture: our own exactly, else another program's as far as they have a place here.
-
-    JPEG and WebP with the same text in EXIF are read too. Raises ImageError if the file carries none.
-    """
-    name = "the picture" if isinstance(source, bytes) else Path(source).name
-    texts = _texts(source, name)
-    try:
-        if CHUNK in texts:
-            return from_json(texts[CHUNK])
-        if "parameters" in texts:
-            return read(texts["parameters"])
-    except SettingsError as error:
-        raise ImageError(f"{name}: {error}") from None
-    raise ImageError(f"{name}: carries no settings; a PNG straight from the studio, A1111 or Forge does, a screenshot or an edited copy does not")
-
-
 def stems(names: Sequence[str]) -> tuple[str, ...]:
     """Names that tags can carry, each once: the file stem in safe letters, with a number where two would be the same."""
     found: list[str] = []
@@ -162,19 +127,43 @@ def _details(settings: GenerateConfig, named: Sequence[tuple[str, Used]], model:
     listed = {
         "Steps": settings.steps,
         "Sampler": settings.sampler,
-        "CFG scale": "1" if model.distilled else guidance,
+        "CFG scale": (prompts.number(settings.true_cfg or 1)) if model.distilled else guidance,
         "Distilled CFG Scale": guidance if model.distilled else None,
         "Seed": settings.seed,
         "Size": f"{settings.width}x{settings.height}" if settings.width and settings.height else None,
         "Model hash": model.hash or None,
         "Model": model_name or None,
+        **_more(settings),
         "Lora hashes": ", ".join(f"{name}: {value}" for name, value in hashes.items()) or None,
         "Version": f"LoRA Studio {__version__}",
     }
     yield from (f"{key}: {_quote(value)}" for key, value in listed.items() if value is not None)
+    known = [{"type": "lora", "modelVersionId": row.civitai, "weight": row.weight} for _, row in named if row.civitai]
+    if known:  # the only place where that reader takes a negative weight from
+        yield f"Civitai resources: {json.dumps(known)}"
     table = ({"model": model.hash} if model.hash else {}) | {f"lora:{name}": value for name, value in hashes.items()}
     if table:
         yield f"Hashes: {json.dumps(table)}"
+
+
+def _more(settings: GenerateConfig) -> dict[str, object]:
+    """What A1111 calls the settings that a plain drawing has no use for."""
+    number = prompts.number
+    found: dict[str, object] = {}
+    if settings.variation_strength:
+        found |= {"Variation seed": settings.variation_seed, "Variation seed strength": number(settings.variation_strength)}
+    if settings.init_image:
+        found |= {"Denoising strength": number(settings.strength), "Init image hash": settings.init_image[:HASH_DIGITS]}
+    if settings.mask:
+        found |= {"Mask blur": settings.mask_blur}
+    if settings.hires_scale:
+        found |= {} if settings.init_image else {"Denoising strength": number(settings.hires_strength)}
+        found |= {"Hires upscale": number(settings.hires_scale), "Hires steps": settings.hires_steps or settings.steps, "Hires upscaler": "Lanczos"}
+    if settings.upscale:
+        found |= {"Tiled upscale": number(settings.upscale)}
+    if settings.guidance_rescale:
+        found |= {"CFG Rescale": number(settings.guidance_rescale)}
+    return found
 
 
 def _short(digest: str) -> str:
@@ -240,6 +229,10 @@ def _values(details: dict[str, str]) -> dict[str, Any]:
             found[setting] = details.pop(key)
     if "Distilled CFG Scale" in details:
         found["guidance"] = details.pop("Distilled CFG Scale")
+    taken = {"Variation seed": "variation_seed", "Variation seed strength": "variation_strength", "Hires upscale": "hires_scale", "Hires steps": "hires_steps"}
+    taken |= {"CFG Rescale": "guidance_rescale", "Tiled upscale": "upscale", "Mask blur": "mask_blur"}
+    taken |= {"Denoising strength": "hires_strength" if "Hires upscale" in details else "strength"}
+    found |= {setting: details.pop(key) for key, setting in taken.items() if key in details}
     size = re.fullmatch(r"(\d+)x(\d+)", details.get("Size", ""))
     if size:
         del details["Size"]
@@ -248,31 +241,6 @@ def _values(details: dict[str, str]) -> dict[str, Any]:
     if schedule and "sampler" in found:  # A1111 1.9 and later name it apart
         del details["Schedule type"]
         found["sampler"] += "" if schedule in ("Automatic", "Normal", "Simple") else f" {schedule}"
-    details.pop("Version", None)
+    for key in ("Version", "Hires upscaler"):
+        details.pop(key, None)
     return found
-
-
-def _texts(source: Path | str | bytes, name: str) -> dict[str, str]:
-    from io import BytesIO
-
-    from PIL import Image
-
-    try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=("PNG", "JPEG", "WEBP")) as image:
-            found = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-            comment = image.getexif().get_ifd(0x8769).get(0x9286) if "parameters" not in found else None
-    except FileNotFoundError:
-        raise ImageError(f"{source}: no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name}: is no PNG, JPEG or WebP picture that can be read ({str(error)[:100]})") from None
-    if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
-        found["parameters"] = _utf16(comment[8:])
-    elif isinstance(comment, bytes) and comment.startswith(b"ASCII\0\0\0"):
-        found["parameters"] = comment[8:].decode("ascii", "replace")
-    return found
-
-
-def _utf16(raw: bytes) -> str:
-    """UTF-16 of either byte order: Latin text tells which."""
-    little = raw[1::2].count(0) > raw[0::2].count(0)
-    return raw.decode("utf-16-le" if little else "utf-16-be", "replace")

@@ -5,18 +5,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from studio import families
 from studio.config import GenerateConfig, Precision, build, resolve
 from studio.errors import Cancelled, RunError, SettingsError
-from studio.events import Event, Finished, Image, Loading, Sample, Started, Step, Warned
+from studio.events import Event, Finished, Image, Loading, Preview, Sample, Started, Step, Warned
 from studio.families.base import Base, Components
 from studio.families.devices import resolve_dtype
-from studio.generation import conditioning, infotext, prompt, schedulers
+from studio.generation import conditioning, infotext, modes, pictures, prompt, schedulers
+from studio.generation import files as picture_files
+from studio.generation.denoise import Done, interruptible
+from studio.generation.previews import Previews
 from studio.generation.stack import Rows, Stack, StackReport
 from studio.generation.steps import Turns
-from studio.generation.strengths import position, row_of
+from studio.generation.strengths import row_of
 
 if TYPE_CHECKING:
     import torch
@@ -49,14 +53,24 @@ def settle(config: GenerateConfig, base: Base) -> GenerateConfig:
     return config if config.seed >= 0 else build(GenerateConfig, {**config.model_dump(), "seed": secrets.randbelow(SEEDS)})
 
 
-def generate(c: Components, stack: Rows, config: GenerateConfig, folder: Path, *, requests: Requests, names: Sequence[str]) -> Iterator[Event]:
+def generate(
+    c: Components,
+    stack: Rows,
+    config: GenerateConfig,
+    folder: Path,
+    *,
+    requests: Requests,
+    names: Sequence[str],
+    files: Mapping[str, Path] = MappingProxyType({}),
+) -> Iterator[Event]:
     """Draw config.count pictures into `folder`/images, each with the next seed and with its settings inside.
 
     stack: adapters and their strengths, called `names` in messages and in the pictures. The stack stays on the base for the next call.
-    Raises InputError before anything is drawn if settings or adapters do not fit, Cancelled on request between two steps.
+    files: where the pictures of init_image and mask lie. Raises InputError before anything is drawn if settings, adapters or pictures
+    do not fit, Cancelled on request between two steps or within one.
     """
     began = time.monotonic()
-    plan = _plan(c, config, names)
+    plan = _plan(c, config, names, files)
     config = plan.config
     applied: Stack = c.warm.get(_WARM) or c.warm.setdefault(_WARM, Stack(c))
     if stack:
@@ -68,29 +82,49 @@ def generate(c: Components, stack: Rows, config: GenerateConfig, folder: Path, *
         infotext.Used(name, row_of(strength, name).weight, adapter.metadata.get("sshs_model_hash", ""))
         for name, (adapter, strength) in zip(names, stack, strict=True)
     ]
-    total = (config.steps or 1) * config.count
+    picture_files.check(config, used, plan.model)
+    total = plan.steps * config.count
     yield Started(total=total, settings=config.model_dump(mode="json"), facts={**_facts(c), **_stack_facts(report)})
     made: list[str] = []
-    for index in range(config.count):
-        if made and "finish" in requests.pending():
-            break
-        one = build(GenerateConfig, {**config.model_dump(), "seed": (config.seed + index) % 2**63, "count": 1})
-        drawing = Turns[int, "Picture"](_drawing(c, one, plan, applied.fingerprint(c.facts.text_encoders)))
-        last = time.monotonic()
-        applied.at(0.0)
-        for done in drawing:
-            now = time.monotonic()
-            yield Step(step=index * (config.steps or 1) + done, total=total, seconds=round(now - last, 4))
-            last = now
-            applied.at(position(done, config.steps or 1))
-            if "cancel" in requests.pending():
-                raise Cancelled(f"drawing was cancelled; {len(made)} of {config.count} pictures are kept")
-        path = f"images/{index:04}-{one.seed}.png"
-        infotext.write_png(drawing.result, folder / path, one, used, plan.model)
-        made.append(path)
-        yield Image(path=path, index=index, seed=one.seed, settings=one.model_dump(mode="json"))
+    previews = Previews(c, folder, config.live_preview)
+    try:
+        for index in range(config.count):
+            if made and "finish" in requests.pending():
+                break
+            one = build(GenerateConfig, {**config.model_dump(), "seed": (config.seed + index) % 2**63, "count": 1})
+            cancelled = Cancelled(f"drawing was cancelled; {len(made)} of {config.count} pictures are kept")
+            steps = _steps_of(c, one, plan, applied.fingerprint(c.facts.text_encoders), applied.at)
+            drawing = Turns[Done, "Picture"](_drawing(c, steps, _asking(requests, cancelled)))
+            yield from _steps(c, drawing, index * plan.steps, total, previews, _asking(requests, cancelled))
+            path = f"images/{index:04}-{one.seed}{picture_files.SUFFIXES[one.format]}"
+            picture_files.save(drawing.result, folder / path, one, used, plan.model)
+            made.append(path)
+            yield Image(path=path, index=index, seed=one.seed, settings=one.model_dump(mode="json"))
+    finally:
+        previews.clear()
     seconds = time.monotonic() - began
-    yield Finished(step=len(made) * (config.steps or 1), seconds=round(seconds, 3), result={"images": made, "finished_early": len(made) < config.count})
+    yield Finished(step=len(made) * plan.steps, seconds=round(seconds, 3), result={"images": made, "finished_early": len(made) < config.count})
+
+
+def _steps(c: Components, drawing: "Turns[Done, Picture]", before: int, total: int, previews: Previews, check: Callable[[], None]) -> Iterator[Event]:
+    """The steps of one picture as they are done, with a preview now and then; `check` raises when nobody wants it any more."""
+    last = time.monotonic()
+    for done in drawing:
+        now = time.monotonic()
+        yield Step(step=before + done.steps, total=total, seconds=round(now - last, 4))
+        last = now
+        check()
+        shown = previews.show(done.estimate)
+        if shown:
+            yield Preview(path=shown, step=before + done.steps)
+
+
+def _asking(requests: Requests, cancelled: Cancelled) -> Callable[[], None]:
+    def check() -> None:
+        if "cancel" in requests.pending():
+            raise cancelled
+
+    return check
 
 
 def preview(c: Components, prompts: Sequence[str], step: int, folder: Path, seed: int, steps: int | None = None) -> Iterator[Sample]:
@@ -107,10 +141,10 @@ def preview(c: Components, prompts: Sequence[str], step: int, folder: Path, seed
         try:
             for index, text in enumerate(prompts):
                 spoken = prompt.parse(text).text
-                plan = _plan(c, GenerateConfig(base=c.base.name, prompt=spoken, seed=seed + index, steps=steps), ())
-                picture = _drawing(c, plan.config, plan, "")(lambda _: None)
+                plan = _plan(c, GenerateConfig(base=c.base.name, prompt=spoken, seed=seed + index, steps=steps), (), {})
+                picture = _drawing(c, _steps_of(c, plan.config, plan, "", lambda _: None), lambda: None)(lambda _: None)
                 path = f"samples/{step:06}-{index}.png"
-                infotext.write_png(picture, folder / path, plan.config, [], plan.model)
+                picture_files.save(picture, folder / path, plan.config, [], plan.model)
                 yield Sample(step=step, path=path, prompt=text, seed=plan.config.seed)
         finally:
             c.denoiser.train(training)
@@ -123,91 +157,75 @@ class _Plan:
     config: GenerateConfig  # every setting with its value
     prompt: str  # without LoRA tags
     model: infotext.Model
+    sources: modes.Sources
+    steps: int  # looks of the denoiser for one picture
     warnings: tuple[str, ...]
 
 
-def _plan(c: Components, config: GenerateConfig, names: Sequence[str]) -> _Plan:
+def _plan(c: Components, config: GenerateConfig, names: Sequence[str], files: Mapping[str, Path]) -> _Plan:
     config = settle(config, c.base)
     multiple = c.facts.size_multiple
     for side in (config.width or 0, config.height or 0):
         if side % multiple:
             near = max(multiple, round(side / multiple) * multiple)
             raise SettingsError(f"size {config.width}x{config.height}: {c.facts.title} draws multiples of {multiple} pixels; {near} instead of {side} would do")
-    schedulers.scheduler(c, config.sampler)
     spoken = prompt.parse(config.prompt)
     known = {prompt.stem(name) for name in names}
     absent = [row.name for row in spoken.loras if prompt.stem(row.name) not in known]
     if absent:
         raise SettingsError(f"prompt: <lora:{absent[0]}> is not in the stack; add the LoRA to it, or take the tag out")
-    warnings = []
-    if config.negative_prompt and not c.facts.negative_prompts:
-        warnings.append(f"{c.base.title or c.base.name} cannot draw away from a prompt (its guidance is distilled); the negative prompt is ignored")
-    elif config.negative_prompt and (config.guidance or 0) <= 1:
-        warnings.append("the negative prompt has no effect at guidance 1 or less")
+    steps = modes.n_steps(c, config)
     sampler = schedulers.name(c, config.sampler)
     if sampler in c.facts.samplers:
         config = build(GenerateConfig, {**config.model_dump(), "sampler": sampler})
     model = infotext.Model(c.base.name.rpartition("/")[2], distilled=not c.facts.negative_prompts)
-    return _Plan(config, spoken.text, model, tuple(warnings))
+    return _Plan(config, spoken.text, model, _sources(config, files), steps, tuple(_warnings(c, config)))
 
 
-def _drawing(c: Components, config: GenerateConfig, plan: _Plan, text_stack: str) -> "Callable[[Callable[[int], None]], Picture]":
-    """A call that draws one picture and reports the number of every step it has done."""
+def _sources(config: GenerateConfig, files: Mapping[str, Path]) -> modes.Sources:
+    """The pictures that the drawing starts from. Raises SettingsError for one whose file nobody named."""
+    absent = [name for name in ("init_image", "mask") if getattr(config, name) and name not in files]
+    if absent:
+        raise SettingsError(f"{absent[0]} {getattr(config, absent[0])!r}: there is no such picture here; name a file, or a picture of the gallery")
+    size = (config.width or 0, config.height or 0)
+    image = pictures.read(files["init_image"], size) if config.init_image else None
+    mask = pictures.read_mask(files["mask"], size, config.mask_blur) if config.mask else None
+    return modes.Sources(image, mask)
 
-    def draw(report: Callable[[int], None]) -> "Picture":
+
+def _warnings(c: Components, config: GenerateConfig) -> Iterator[str]:
+    """What will have no effect, in a sentence each."""
+    away = (config.guidance or 0) > 1 if c.facts.negative_prompts else (config.true_cfg or 1) > 1
+    if config.negative_prompt and not away and c.facts.negative_prompts:
+        yield "the negative prompt has no effect at guidance 1 or less"
+    elif config.negative_prompt and not away:
+        name = c.base.title or c.base.name
+        yield f"{name} cannot draw away from a prompt (its guidance is distilled); the negative prompt is ignored unless true_cfg is above 1"
+    if config.true_cfg and c.facts.negative_prompts:
+        yield "true_cfg is for bases with distilled guidance; here guidance does its work"
+    if config.variation_strength and config.init_image and config.strength < 1:
+        yield "a variation mixes the noise that is put on init_image; at low strength it shows little"
+
+
+def _steps_of(c: Components, config: GenerateConfig, plan: _Plan, text_stack: str, before: Callable[[float], None]) -> "Callable[[], modes.Making]":
+    return lambda: modes.Drawing(c, config, conditioning.guide(c, plan.prompt, config, text_stack), plan.sources, before).steps()
+
+
+def _drawing(c: Components, begin: "Callable[[], modes.Making]", check: Callable[[], None]) -> "Callable[[Callable[[Done], None]], Picture]":
+    """A call that draws one picture and reports every step it has done. `check` is called within steps too, and may raise."""
+
+    def draw(report: Callable[[Done], None]) -> "Picture":
         import torch
 
-        with torch.no_grad():
-            return _draw(c, config, plan, text_stack, report)
+        with torch.no_grad(), interruptible(c, check):
+            steps = begin()
+            while True:
+                try:
+                    report(next(steps))
+                except StopIteration as ended:
+                    return ended.value
 
     return draw
-
-
-def _draw(c: Components, config: GenerateConfig, plan: _Plan, text_stack: str, report: Callable[[int], None]) -> "Picture":
-    import torch
-
-    pipeline: Any = families.get(c.facts.name).pipeline(c)
-    pipeline.scheduler = schedulers.scheduler(c, config.sampler)
-    pipeline.set_progress_bar_config(disable=True)
-
-    def step_done(_: object, index: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
-        report(index + 1)
-        return tensors
-
-    generator = torch.Generator().manual_seed(config.seed)
-    output = pipeline(
-        **conditioning.arguments(c, plan.prompt, config.negative_prompt, config.guidance or 0.0, text_stack),
-        width=config.width,
-        height=config.height,
-        num_inference_steps=config.steps,
-        guidance_scale=config.guidance,
-        generator=generator,
-        latents=_noise(pipeline, config, generator).to(c.dtype),
-        output_type="np",
-        callback_on_step_end=step_done,
-    )
-    return _picture(output.images[0], c)
-
-
-def _noise(pipeline: Any, config: GenerateConfig, generator: "torch.Generator") -> "torch.Tensor":
-    """What the picture starts from, shaped as the pipeline takes it. Drawn on the CPU in fp32: the same on every device and in every format."""
-    import torch
-
-    channels, scale = pipeline.vae.config.latent_channels, pipeline.vae_scale_factor
-    height, width = (config.height or 0) // scale, (config.width or 0) // scale
-    noise = torch.randn(1, channels, height, width, generator=generator)
-    pack = getattr(pipeline, "_pack_latents", None)  # transformers take tokens
-    return noise if pack is None else pack(noise, 1, channels, height, width)
-
-
-def _picture(pixels: Any, c: Components) -> "Picture":
-    """pixels: (H, W, 3) floats in [0, 1]."""
-    import numpy
-    from PIL import Image
-
-    if not numpy.isfinite(pixels).all():
-        raise RunError(f"the picture came out as no numbers in {c.dtype}; use precision bf16 or fp32, or lower the weights of the LoRAs")
-    return Image.fromarray((pixels * 255).round().astype("uint8"))
 
 
 def _facts(c: Components) -> Mapping[str, Any]:

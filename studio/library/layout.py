@@ -7,7 +7,7 @@ from pathlib import Path
 
 from studio.errors import InputError, NotFound
 
-PARTS = ("sets", "jobs", "adapters", "images", "bases", "cache", "tmp", "trash", "workers")
+PARTS = ("sets", "jobs", "adapters", "images", "inputs", "bases", "cache", "tmp", "trash", "workers")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")
 
 
@@ -40,6 +40,11 @@ class Layout:
     @property
     def images(self) -> Path:
         return self.root / "images"
+
+    @property
+    def inputs(self) -> Path:
+        """Pictures that drawings start from, by their content."""
+        return self.root / "inputs"
 
     @property
     def bases(self) -> Path:

@@ -66,9 +66,9 @@ class Gallery:
                 return build(GenerateConfig, self.show(source).settings)
             except NotFound:
                 source = Path(source).expanduser()
-        from studio.generation import infotext
+        from studio.generation import files
 
-        recalled = infotext.read_png(source)
+        recalled = files.load(source)
         with self._db.read() as session:
             rows = [_as_here(session, row, recalled.hashes.get(row.name, "")) for row in recalled.config.loras]
         return recalled.config.model_copy(update={"loras": tuple(rows)})

@@ -27,6 +27,7 @@ from studio.workspace import line, plans
 from studio.workspace.bases import Bases
 from studio.workspace.guards import not_in_use
 from studio.workspace.hub import Hub
+from studio.workspace.inputs import Inputs
 from studio.workspace.library import Library
 from studio.workspace.records import CheckpointRecord, EventPage, JobLine, JobRecord
 from studio.workspace.sets import Sets
@@ -38,12 +39,13 @@ PAGE = 100
 class Jobs:
     """Use cases around jobs."""
 
-    def __init__(self, db: Database, layout: Layout, sets: Sets, bases: Bases, library: Library) -> None:
+    def __init__(self, db: Database, layout: Layout, sets: Sets, bases: Bases, library: Library, inputs: Inputs) -> None:
         self._db = db
         self._layout = layout
         self._sets = sets
         self._bases = bases
         self._library = library
+        self._inputs = inputs
         self.on_change: Callable[[], None] = lambda: None  # the queue's loop is told that there is something to do
         self.on_follow: Callable[[], None] = lambda: None
         self.trouble: Callable[[], str] = lambda: ""
@@ -56,7 +58,7 @@ class Jobs:
 
     def generate(self, config: GenerateConfig, key: str = "") -> JobRecord:
         """Put a generate job into the queue. It waits while a training has the device, unless that is paused; `sample_now` does not."""
-        return self.submit(plans.generate(config, self._bases, self._library), key)
+        return self.submit(plans.generate(config, self._bases, self._library, self._inputs), key)
 
     def export(self, source: str, output: str | Path | None = None, format: Format = "kohya", dtype: Dtype = "fp16", **more: Any) -> JobRecord:
         """Write a run, RUN@STEP, library adapter or file in a format for others, proven; without `output` it joins the library.

@@ -21,7 +21,9 @@ from studio.library import adapters
 from studio.library.ids import new_id
 from studio.library.layout import check_writable
 from studio.workspace.bases import Bases
+from studio.workspace.inputs import Inputs
 from studio.workspace.library import Library, fits
+from studio.workspace.records import InputRecord
 from studio.workspace.sets import Sets
 
 SEEDS = 2**32
@@ -80,23 +82,36 @@ def train(config: TrainConfig, sets: Sets, bases: Bases, find: Callable[[str], S
     return _manifest("train", config.name, config, build(TrainConfig, {**settings.model_dump(), **changes}), base, paths=paths, uses=uses)
 
 
-def generate(config: GenerateConfig, bases: Bases, library: Library) -> Manifest:
+def generate(config: GenerateConfig, bases: Bases, library: Library, inputs: Inputs) -> Manifest:
     """A generate job, checked. LoRAs named in the prompt join the stack."""
     base = bases.resolve(config)
     spoken = prompt.parse(config.prompt)
     stack = prompt.merge(config.loras, spoken.loras)
     free = {row.name for row in config.loras}  # only these may be files: a prompt is often pasted from elsewhere
     found = {row.name: library.resolve(row.name, base.family, files=row.name in free) for row in stack}
-    settings = resolved_generate(config, base)
+    starts = {name: inputs.use(ref) for name in ("init_image", "mask") if (ref := getattr(config, name))}
+    config = config.model_copy(update={name: record.name for name, record in starts.items()})
+    settings = resolved_generate(_shaped(config, base, starts.get("init_image")), base)
     multiple = families.get(base.family).facts.size_multiple
     for side in (settings.width or 0, settings.height or 0):
         if side % multiple:
             raise InputError(f"size {settings.width}x{settings.height}: {base.name} draws multiples of {multiple} pixels; try {side // multiple * multiple}")
     changes = {"seed": _seed(config), "loras": [row.model_dump() for row in stack], "prompt": spoken.text}
-    paths = {f"lora:{name}": str(path) for name, (path, _) in found.items()}
+    paths = {f"lora:{name}": str(path) for name, (path, _) in found.items()} | {name: str(inputs.path(record.name)) for name, record in starts.items()}
     uses = [f"adapter:{id}" for _, id in found.values() if id]
     name = " ".join(spoken.text.split())[:80] or "picture"
     return _manifest("generate", name, config, build(GenerateConfig, {**settings.model_dump(), **changes}), base, paths=paths, uses=uses)
+
+
+def _shaped(config: GenerateConfig, base: Base, start: InputRecord | None) -> GenerateConfig:
+    """With the shape of the picture that is drawn from, no larger than what the base draws best, unless a size is named."""
+    if start is None or config.width or config.height:
+        return config
+    own = resolved_generate(config, base)
+    facts = families.get(base.family).facts
+    scale = min(1.0, ((own.width or start.width) * (own.height or start.height) / (start.width * start.height)) ** 0.5)
+    width, height = (max(64, round(side * scale / facts.size_multiple) * facts.size_multiple) for side in (start.width, start.height))
+    return config.model_copy(update={"width": width, "height": height})
 
 
 def export(config: Settings, source: Source) -> Manifest:

@@ -137,6 +137,14 @@ class ImageRecord(Record):
     settings: dict[str, Any] = {}
 
 
+class InputRecord(Record):
+    """A picture that drawings can start from, by the name that init_image and mask take."""
+
+    name: str
+    width: int
+    height: int
+
+
 class BaseRecord(Record):
     name: str
     title: str = ""

@@ -18,6 +18,7 @@ from studio.library.repair import set_aside
 from studio.workspace.bases import Bases
 from studio.workspace.gallery import Gallery
 from studio.workspace.hub import Hub
+from studio.workspace.inputs import Inputs
 from studio.workspace.jobs import Jobs, record
 from studio.workspace.library import Library
 from studio.workspace.records import DeviceRecord, Status
@@ -27,7 +28,7 @@ from studio.workspace.watch import Watch
 
 
 class Workspace:
-    """One data folder and its use cases: `sets`, `jobs`, `library`, `tools`, `gallery`, `bases`.
+    """One data folder and its use cases: `sets`, `jobs`, `library`, `tools`, `gallery`, `inputs`, `bases`.
 
     `start` runs the queue in the background: a studio does so at once, a command when it follows a job. Several processes may
     open one data folder; one of them hands out jobs.
@@ -40,7 +41,8 @@ class Workspace:
         self.bases = Bases(db, layout)
         self.library = Library(db, layout)
         self.gallery = Gallery(db, layout)
-        self.jobs = Jobs(db, layout, self.sets, self.bases, self.library)
+        self.inputs = Inputs(db, layout)
+        self.jobs = Jobs(db, layout, self.sets, self.bases, self.library, self.inputs)
         self.tools = Tools(self.bases, self.library, self.jobs.source, self.jobs.submit)
         self.jobs.tool = self.tools.run
         self._db = db

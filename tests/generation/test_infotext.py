@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from studio.config import GenerateConfig, LoraWeight
 from studio.errors import ImageError, SettingsError
-from studio.generation import infotext
+from studio.generation import files, infotext
 from studio.generation.infotext import Model, Used
 
 HASH_A, HASH_B = "0011aabbccddeeff" * 4, "feDCba9876543210" * 4
@@ -135,8 +135,24 @@ def test_a_picture_of_another_program_fills_what_it_can_and_lists_the_rest() -> 
     assert [(row.name, row.weight) for row in c.loras] == [("add_detail", 0.6), ("noir", 1.0)]
     assert (c.steps, c.sampler, c.guidance, c.seed, c.width, c.height, c.base) == (30, "DPM++ 2M Karras", 7.0, 1234567890, 832, 1216, "sd_xl_base_1.0")
     assert found.hashes == {"add_detail": "7c6bad76eb54", "noir": "0011aabbccdd"}
-    assert set(found.unknown) == {"Model hash", "VAE hash", "Clip skip", "Denoising strength"}
+    assert set(found.unknown) == {"Model hash", "VAE hash", "Clip skip"} and c.strength == 0.4
     assert "count" not in found.given and "seed" in found.given
+
+
+def test_every_mode_is_named_as_a1111_names_it_and_reads_back() -> None:
+    ways = {"variation_seed": 9, "variation_strength": 0.25, "hires_scale": 1.5, "hires_steps": 12, "hires_strength": 0.4, "guidance_rescale": 0.7}
+    config = CONFIG.model_copy(update=ways)
+    text = infotext.write(config, [], Model("demo-sdxl"))
+    assert "Variation seed: 9, Variation seed strength: 0.25, Denoising strength: 0.4, Hires upscale: 1.5, Hires steps: 12, Hires upscaler: Lanczos" in text
+    assert infotext.read(text).config == config
+    start = infotext.write(CONFIG.model_copy(update={"init_image": "ab" * 16 + ".png", "strength": 0.35}), [], Model("b"))
+    assert "Denoising strength: 0.35, Init image hash: abababababab" in start and infotext.read(start).config.strength == 0.35
+
+
+def test_a_known_version_carries_the_weight_that_no_tag_can() -> None:
+    text = infotext.write(CONFIG, [Used("ink", -0.5, HASH_A, civitai=123), Used("wash", 0.5, HASH_B)], Model("b"))
+    assert 'Civitai resources: [{"type": "lora", "modelVersionId": 123, "weight": -0.5}]' in text
+    assert civitai(text)["loras"]["ink"] == (None, HASH_A[:12]) and infotext.read(text).hashes["wash"] == HASH_B[:12].lower()
 
 
 def test_values_out_of_range_and_odd_tags_are_listed_instead_of_lost() -> None:
@@ -167,19 +183,19 @@ def test_settings_come_back_exactly_from_a_png(tmp_path_factory, prompt, negativ
     loras = tuple(LoraWeight(name=name, weight=weight) for name, weight in rows if name.strip())
     config = GenerateConfig(prompt=prompt, negative_prompt=negative, seed=seed, guidance=guidance, loras=loras, steps=3, width=64, height=64)
     path = tmp_path_factory.getbasetemp() / "exact.png"
-    infotext.write_png(picture(), path, config, [Used(row.name, row.weight, HASH_A) for row in loras], Model("demo-sdxl"))
-    found = infotext.read_png(path)
+    files.save(picture(), path, config, [Used(row.name, row.weight, HASH_A) for row in loras], Model("demo-sdxl"))
+    found = files.load(path)
     assert found.config == config and found.exact
     assert set(found.hashes) == {row.name for row in loras}
 
 
 def test_a_png_holds_both_texts_and_bytes_read_as_the_file_does(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.png"
-    infotext.write_png(picture(), path, CONFIG, [], Model("demo-sdxl"))
+    files.save(picture(), path, CONFIG, [], Model("demo-sdxl"))
     with Image.open(path) as image:
         assert image.text["parameters"] == infotext.write(CONFIG, [], Model("demo-sdxl"))  # type: ignore[attr-defined]
         assert json.loads(image.text["lora_studio"])["version"] == 1  # type: ignore[attr-defined]
-    assert infotext.read_png(path.read_bytes()) == infotext.read_png(str(path)) == infotext.read_png(path)
+    assert files.load(path.read_bytes()) == files.load(str(path)) == files.load(path)
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
 
 
@@ -193,10 +209,10 @@ def foreign_png(**texts: str) -> bytes:
 
 def test_a_later_version_and_broken_text_are_one_line() -> None:
     with pytest.raises(ImageError, match="later version"):
-        infotext.read_png(foreign_png(lora_studio=json.dumps({"version": 2, "settings": {}, "adapters": []})))
+        files.load(foreign_png(lora_studio=json.dumps({"version": 2, "settings": {}, "adapters": []})))
     for broken in ("{", "[]", '{"version": 1}', '{"version": 1, "settings": 3, "adapters": []}'):
         with pytest.raises(ImageError, match="broken"):
-            infotext.read_png(foreign_png(lora_studio=broken))
+            files.load(foreign_png(lora_studio=broken))
 
 
 @pytest.mark.parametrize("order", ["utf-16-be", "utf-16-le"])
@@ -204,15 +220,15 @@ def test_the_text_of_a_jpeg_is_read_from_its_exif(order: str) -> None:
     exif, buffer = Image.Exif(), BytesIO()
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + FOREIGN.encode(order)
     picture().save(buffer, "JPEG", exif=exif)
-    assert infotext.read_png(buffer.getvalue()).config == infotext.read(FOREIGN).config
+    assert files.load(buffer.getvalue()).config == infotext.read(FOREIGN).config
 
 
 def test_files_without_settings_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="carries no settings"):
-        infotext.read_png(foreign_png(Comment="hello"))
+        files.load(foreign_png(Comment="hello"))
     with pytest.raises(ImageError, match="no PNG, JPEG or WebP"):
-        infotext.read_png(b"not a picture")
+        files.load(b"not a picture")
     with pytest.raises(ImageError, match="no such file"):
-        infotext.read_png(tmp_path / "absent.png")
+        files.load(tmp_path / "absent.png")
     with pytest.raises(ImageError, match="no PNG"):
-        infotext.read_png(tmp_path)
+        files.load(tmp_path)

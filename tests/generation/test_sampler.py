@@ -11,7 +11,7 @@ from studio.errors import Cancelled, FormatError, RunError, SettingsError
 from studio.events import Event, Finished, Started, Step, Warned
 from studio.events import Image as Drawn
 from studio.families.base import Components
-from studio.generation import infotext
+from studio.generation import denoise, files
 from studio.generation.sampler import generate, preview
 from studio.lora import attach
 from studio.lora.adapter import Adapter
@@ -19,7 +19,7 @@ from tests.generation.conftest import Asked, adapter
 
 
 def draw(c: Components, folder: Path, rows: list[tuple[Adapter, float]] | None = None, asked: Asked | None = None, **values) -> list[Event]:
-    config = GenerateConfig(**({"base": c.base.name, "prompt": "cat face", "seed": 5, "steps": 3} | values))
+    config = GenerateConfig(**({"base": c.base.name, "prompt": "cat face", "seed": 5, "steps": 3, "live_preview": 0} | values))
     rows = rows or []
     return list(generate(c, rows, config, folder, requests=asked or Asked(), names=[f"lora-{i}" for i in range(len(rows))]))
 
@@ -59,7 +59,7 @@ def test_a_picture_recalled_from_its_png_is_drawn_again_bit_for_bit(c: Component
     rows = [(adapter(c, 1), 0.6), (adapter(c, 2), -0.4)]
     events = draw(c, tmp_path, rows, count=2, sampler="Euler", width=64 + 2 * c.facts.size_multiple, height=64, negative_prompt="")
     last = [event for event in events if isinstance(event, Drawn)][1]
-    found = infotext.read_png(tmp_path / last.path)
+    found = files.load(tmp_path / last.path)
     assert found.config.model_dump(mode="json") == last.settings
     again = draw(c, tmp_path / "again", rows, **found.config.model_dump())
     assert pixels(tmp_path / "again", again)[0] == Image.open(tmp_path / last.path).tobytes()
@@ -103,7 +103,8 @@ def test_tags_in_the_prompt_are_not_read_to_the_model(c: Components, tmp_path: P
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_cancel_stops_between_steps_and_keeps_what_is_finished(c: Components, tmp_path: Path, at: int) -> None:
+def test_a_cancel_stops_between_steps_and_keeps_what_is_finished(c: Components, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoise, "LOOK_SECONDS", 1e9)
     with pytest.raises(Cancelled, match=f"{at - 1} of 3 pictures"):
         draw(c, tmp_path, asked=Asked("cancel", 1 if at == 1 else 5), count=3)
     assert len(list(tmp_path.glob("images/*"))) == at - 1
@@ -117,7 +118,7 @@ def test_finish_ends_after_the_picture_at_hand(c: Components, tmp_path: Path) ->
 
 
 def test_closing_the_events_stops_the_work(c: Components, tmp_path: Path) -> None:
-    config = GenerateConfig(base=c.base.name, prompt="cat", seed=1, steps=50)
+    config = GenerateConfig(base=c.base.name, prompt="cat", seed=1, steps=50, live_preview=0)
     events = generate(c, [], config, tmp_path, requests=Asked(), names=[])
     assert [next(events).kind for _ in range(3)] == ["started", "step", "step"]
     events.close()  # type: ignore[attr-defined]
