@@ -53,7 +53,6 @@ def denoise(
     guide: Guide,
     schedule: Schedule,
     noise: "Tensor",
-    size: tuple[int, int],
     *,
     generators: "Sequence[torch.Generator]",
     start: "Tensor | None" = None,
@@ -62,13 +61,12 @@ def denoise(
 ) -> "Generator[Done, None, Tensor]":
     """Clean latents (B, C, h, w) as the iterator's result (`yield from`); yields after every look of the denoiser.
 
-    noise: (B, C, h, w) in fp32 on the base's device. start: latents that a shortened schedule begins from. size: width and height in
-    pixels. before: called before every look with its place in the whole schedule, from 0 to 1. Latents stay in fp32 between steps.
+    noise: (B, C, h, w) in fp32 on the base's device. start: latents that a shortened schedule begins from. before: called before every look with its place in the whole schedule, from 0 to 1. Latents stay in fp32 between steps.
     """
     import torch
 
     latents = schedule.begin(noise, start)
-    width, height = size
+    height, width = (side * pixels_per_latent(c) for side in noise.shape[-2:])
     sizes = torch.tensor([[height, width, 0, 0, height, width]], device=c.device).expand(len(latents), -1)
     for index in range(len(schedule)):
         before(schedule.place(index))
@@ -85,6 +83,11 @@ def denoise(
 
         yield Done(index + 1, estimate)
     return latents
+
+
+def pixels_per_latent(c: Components) -> int:
+    """Pixels along a side of what one latent stands for."""
+    return 2 ** (len(c.parts["vae"].config.block_out_channels) - 1)
 
 
 def clean(c: Components, noisy: "Tensor", prediction: "Tensor", timestep: "Tensor") -> "Tensor":

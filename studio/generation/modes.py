@@ -9,7 +9,7 @@ from studio import families
 from studio.config import GenerateConfig
 from studio.families.base import Components
 from studio.generation import pictures
-from studio.generation.denoise import Done, Guide, Kept, denoise
+from studio.generation.denoise import Done, Guide, Kept, denoise, pixels_per_latent
 from studio.generation.schedulers import Schedule, schedule
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Drawing:
 
     def _denoised(self, one: Pass, noise: "Tensor", generator: "torch.Generator", known: "Tensor | None", kept: Kept | None) -> "Steps[Done, None, Tensor]":
         schedule = one.schedule(self.c, self.config)
-        return denoise(self.c, self.guide, schedule, noise, one.size, generators=[generator], start=known, kept=kept, before=self.before)
+        return denoise(self.c, self.guide, schedule, noise, generators=[generator], start=known, kept=kept, before=self.before)
 
 
 class _Count:
@@ -172,7 +172,7 @@ def noise_of(c: Components, config: GenerateConfig, size: tuple[int, int], gener
     import torch
 
     channels = c.parts["vae"].config.latent_channels
-    scale = 2 ** (len(c.parts["vae"].config.block_out_channels) - 1)
+    scale = pixels_per_latent(c)
     shape = (1, channels, size[1] // scale, size[0] // scale)
     noise = torch.randn(shape, generator=generator)
     if config.variation_strength:

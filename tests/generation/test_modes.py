@@ -216,7 +216,7 @@ def test_the_clean_latents_of_a_step_come_nearer_to_the_picture(c: Components) -
         guide = conditioning.guide(c, config.prompt, config, "")
         one = modes.passes(c, config).all[0]
         generator = torch.Generator().manual_seed(5)
-        steps = denoise.denoise(c, guide, one.schedule(c, config), modes.noise_of(c, config, one.size, generator), one.size, generators=[generator])
+        steps = denoise.denoise(c, guide, one.schedule(c, config), modes.noise_of(c, config, one.size, generator), generators=[generator])
         seen = []
         while True:
             try:
