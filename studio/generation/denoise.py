@@ -61,7 +61,8 @@ def denoise(
 ) -> "Generator[Done, None, Tensor]":
     """Clean latents (B, C, h, w) as the iterator's result (`yield from`); yields after every look of the denoiser.
 
-    noise: (B, C, h, w) in fp32 on the base's device. start: latents that a shortened schedule begins from. before: called before every look with its place in the whole schedule, from 0 to 1. Latents stay in fp32 between steps.
+    noise: (B, C, h, w) in fp32 on the base's device. start: latents that a shortened schedule begins from. before: called
+    before every look with its place in the whole schedule, from 0 to 1. Latents stay in fp32 between steps.
     """
     import torch
 
