@@ -83,9 +83,17 @@ class Preview(_Event):
 
 
 class Validation(_Event):
+    """The loss on pictures that are never trained on, with the same noise each time."""
+
     kind: Literal["validation"] = "validation"
     step: int
-    loss: float
+    loss: float = Field(description="mean over pictures and noise levels")
+    low: float | None = Field(default=None, description="where the mean over all such pictures lies with 95 % confidence; none with one picture")
+    high: float | None = None
+    by_level: list[float] = Field(default=[], description="mean over pictures in equal shares of the run's noise levels, least noise first")
+    by_picture: dict[str, float] = Field(default={}, description="mean over noise levels")
+    best: bool = Field(default=False, description="the lowest of the run so far")
+    stale: int = Field(default=0, description="looks since the lowest")
 
 
 class Checkpoint(_Event):

@@ -100,7 +100,8 @@ class Display:
         elif event.kind == "exported":
             self._line(f"wrote {event.path}")
         elif event.kind == "validation":
-            self._line(f"validation loss {event.loss:.4f} at step {event.step}")
+            between = f" ({event.low:.4f} to {event.high:.4f})" if event.low is not None and event.high is not None else ""
+            self._line(f"held-out loss {event.loss:.4f}{between} at step {event.step}{', the best so far' if event.best else ''}")
         else:
             self._end(event)
 

@@ -82,6 +82,7 @@ def base_from(values: Mapping[str, Any]) -> Base:
 def train(work: Work) -> Iterator[Event]:
     """Train, then write the adapter for others and read it back; only then is the run finished."""
     from studio.data.images import read_set
+    from studio.training import checkpoint
 
     yield Loading(phase="starting")
     work.warm.free()
@@ -99,11 +100,12 @@ def train(work: Work) -> Iterator[Event]:
         yield event
     if finished is None:
         return
-    yield Loading(phase="writing the LoRA file")
+    given = work.folder.path / finished.result["checkpoint"]
+    yield Loading(phase="writing the LoRA file" + (f" of {given.name}, the best" if checkpoint.check(given).best else ""))
     reached("export")
     exported = _exported_before(work)
     if exported is None:
-        exported = _export_run(work, config)
+        exported = _export_run(work, config, given)
         reached("exported")
         yield exported
     yield Finished(step=finished.step, seconds=finished.seconds, result={**finished.result, "path": exported.path})
@@ -146,16 +148,19 @@ def _exported_before(work: Work) -> Exported | None:
     return last if isinstance(last, Exported) and (work.folder.path / last.path).is_file() else None
 
 
-def _export_run(work: Work, config: TrainConfig) -> Exported:
-    """The last checkpoint as a proven file for others, and a copy of it where the settings name a place."""
-    last = work.folder.checkpoints()[-1]
-    adapter = exporting.adapter_of(work.folder.path / last.adapter)
-    words = exporting.metadata(work.folder, work.manifest, work.base, last.step) | _picture(exporting.sample_of(work.folder, last.step))
+def _export_run(work: Work, config: TrainConfig, path: Path) -> Exported:
+    """The checkpoint that a run gives as a proven file for others, and a copy of it where the settings name a place."""
+    from studio.training import checkpoint
+
+    given = checkpoint.check(path)
+    adapter = exporting.adapter_of(given.adapter)
+    words = exporting.metadata(work.folder, work.manifest, work.base, given.step) | _picture(exporting.sample_of(work.folder, given.step))
     target = work.folder.path / "output" / f"{config.name}.safetensors"
     report = exporting.publish(adapter, target, "kohya", "fp16", words)
     if config.output:
         exporting.publish(adapter, Path(config.output), "kohya", "fp16", words)
-    return Exported(path=target.relative_to(work.folder.path).as_posix(), report=report)
+    told = {"step": given.step, "best": given.best}
+    return Exported(path=target.relative_to(work.folder.path).as_posix(), report={**report, "checkpoint": told})
 
 
 def _picture(sample: Path | None) -> dict[str, str]:

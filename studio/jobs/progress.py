@@ -38,7 +38,8 @@ def _change(values: dict[str, Any], event: Event) -> dict[str, Any]:
                 "result": {**values["result"], "loss": event.loss} if event.loss is not None else values["result"],
             }
         case Validation():
-            return {"result": {**values["result"], "validation_loss": event.loss}}
+            told = {"validation_loss": event.loss, **({"best_step": event.step, "best_loss": event.loss} if event.best else {})}
+            return {"result": {**values["result"], **told}}
         case Image():
             return {"result": {**values["result"], "images": values["result"].get("images", 0) + 1}}
         case Checkpoint():

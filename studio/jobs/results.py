@@ -13,7 +13,7 @@ from studio.library.database import Database
 from studio.library.files import refuse_full
 from studio.library.layout import Layout
 
-KEPT = ("passed", "faults", "format", "dtype", "modules", "worst_difference", "loaders", "clients", "notes")
+KEPT = ("passed", "faults", "format", "dtype", "modules", "worst_difference", "loaders", "clients", "notes", "checkpoint")
 logger = logging.getLogger(__name__)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from studio.config import Tracker, TrainConfig
 from studio.errors import SettingsError
-from studio.events import Event, Sample, Started, Step, Warned
+from studio.events import Event, Sample, Started, Step, Validation, Warned
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -77,6 +77,8 @@ def _tell(tracker: "GeneralTracker", event: Event, folder: Path) -> None:
     if isinstance(event, Step):
         values = {"loss": event.loss, "learning_rate": event.learning_rate, "gradient_norm": event.gradient_norm, "seconds": event.seconds}
         tracker.log({key: value for key, value in values.items() if value is not None}, step=event.step)
+    elif isinstance(event, Validation):
+        tracker.log({"validation_loss": event.loss}, step=event.step)
     elif isinstance(event, Sample) and hasattr(tracker, "log_images"):
         _show(tracker, event, folder / event.path)
 

@@ -83,7 +83,7 @@ def save(folder: Path, state: State, adapter: Adapter, parts: "Mapping[str, Mapp
     from safetensors.torch import save as to_bytes
 
     _refuse_broken(adapter, state.step)
-    final = folder / f"step-{state.step:06d}"
+    final = folder / name_of(state.step)
     part = folder / f"{final.name}.part-{uuid.uuid4().hex}"
     try:
         part.mkdir(parents=True)
@@ -149,6 +149,11 @@ def usable(path: Path) -> tuple[Stored, "list_[str]"]:
             raise RunError(f"{path}: {ALONE}")
         wrong.append(f"{found.name} holds the LoRA alone")
     raise RunError(f"no checkpoint in {path.parent} can be resumed from: {'; '.join(wrong)}; start a new run from its last LoRA")
+
+
+def name_of(step: int) -> str:
+    """The name of a step's checkpoint folder."""
+    return f"step-{step:06d}"
 
 
 def step_of(path: Path) -> int:

@@ -44,7 +44,8 @@ def train(
     where = _device(device)
     start = settle(config, base, family.facts, images, where)
     made = start.plan
-    wishes = Wishes(requests)
+    own = Own(requests)
+    wishes = Wishes(own)
     for message in start.told:
         yield Warned(message=message)
 
@@ -54,7 +55,7 @@ def train(
         for event in store.fill(made.everything()):
             yield event
             wishes.heed()
-    wishes.requests = team.hear(requests, where)
+    wishes.requests = team.hear(own, where)
 
     yield Loading(phase=f"Loading {base.title or base.name}")
     run = Run(made, family, store, folder, start.origin)
@@ -64,15 +65,20 @@ def train(
         preflight.disk(folder, run.parameters, made.config.model_copy(update={"steps": made.steps}), run.step)
         previewer = Previewer(preview, family, run.components, folder, run.shown)
         yield Started(step=run.step, total=made.steps, settings=run.settings(), facts=run.facts())
-        while run.step < made.steps:
+        if team.main and run.step == 0 and run.looks():
+            yield run.validate()
+        while run.step < made.steps and not run.exhausted:
             outcome, rate, seconds = run.advance()
             for note in run.notes:
                 yield Warned(message=note)
             yield Step(step=run.step, total=made.steps, loss=outcome.loss, learning_rate=rate, gradient_norm=outcome.gradient_norm, seconds=round(seconds, 4))
             if not outcome.applied:
                 yield Warned(message=f"step {run.step}: the loss is not finite; step skipped ({run.skipped} so far)")
+            if team.main and run.looks():
+                yield run.validate()
+                own.finish = run.exhausted
             wishes.heed()
-            if team.main and (_due(made.config.save_every, run.step) or wishes.leave) and run.step < made.steps:
+            if team.main and (_due(made.config.save_every, run.step) or wishes.leave or run.step == run.best) and run.step < made.steps:
                 yield run.save()
             if wishes.leave:
                 break
@@ -84,11 +90,24 @@ def train(
             raise Interrupted(f"the worker was told to end at step {run.step}")
         if not team.main:
             return
+        if run.exhausted:
+            yield Warned(message=run.verdict)
         if run.saved is None or run.saved.step != run.step:
             yield run.save()
         yield Finished(step=run.step, seconds=round(time.monotonic() - began, 3), result=run.result(early=run.step < made.steps))
     finally:
         run.close()
+
+
+@dataclass
+class Own:
+    """What is asked from outside, and that the run itself asks to finish: so every process of a team hears of it at the same step."""
+
+    requests: Requests
+    finish: bool = False
+
+    def pending(self) -> set[str]:
+        return self.requests.pending() | ({"finish"} if self.finish else set())
 
 
 @dataclass

@@ -14,15 +14,17 @@ from studio.data.cache import Want
 from studio.data.images import ImageSet, Picture
 from studio.errors import ImageError, SettingsError
 from studio.families.base import Base, Facts
-from studio.training import checkpoint, draws, networks, optim
+from studio.training import checkpoint, draws, holdout, networks, optim
 from studio.training.draws import Draw
 
 # Settings that a resumed run may change: they move its end, its output or its looks, not a step that was taken.
 FREE = frozenset(
     {"steps", "epochs", "name", "output", "images", "trigger", "start_from", "gradient_checkpointing", "processes", "trackers"}
+    | {"validation_every", "early_stop", "keep_best"}
     | {"save_every", "sample_every", "sample_prompts", "keep_checkpoints", "anchor_every"}
 )
 
+FEW_HELD = 3  # held-out pictures below which it is warned
 LION_RATE = 5e-5  # above it Lion is warned about; AdamW's usual rate for a LoRA is 1e-4
 
 
@@ -36,6 +38,7 @@ class Plan:
     steps: int
     images_hash: str
     warnings: tuple[str, ...]
+    held: tuple[Want, ...] = ()  # never trained on
 
     def everything(self) -> list[Want]:
         """All encodings that the run can ask for."""
@@ -46,7 +49,7 @@ class Plan:
         ]
         if self.config.caption_dropout > 0:
             found.append(Want(self.pictures[0], self.crops[0], False, ""))
-        return found
+        return [*found, *self.held]
 
     def batch(self, number: int) -> list[tuple[Want, Draw]]:
         """The pictures of a batch, counted from the start of training, with their random draws."""
@@ -74,11 +77,24 @@ def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resume
     named = {picture.name: (picture.width, picture.height) for picture in images.pictures}
     crops = tuple(buckets.plan(named, config.resolution**2, facts.size_multiple).values())
     captions = tuple(with_trigger(picture.caption, config.trigger or images.trigger) for picture in images.pictures)
-    order = buckets.order(crops, config.batch_size, config.repeats, config.seed)
+    wants = [Want(*one) for one in zip(images.pictures, crops, (False,) * len(crops), captions, strict=True)]
+    held = holdout.chosen([picture.sha256 for picture in images.pictures], config.validation_fraction)
+    kept = [want for i, want in enumerate(wants) if i not in held]
+    order = buckets.order([want.crop for want in kept], config.batch_size, config.repeats, config.seed)
     steps = config.steps or order.steps(config.epochs or 1, config.gradient_accumulation)
     pictures_hash = checkpoint.digest([[p.name, p.sha256, caption] for p, caption in zip(images.pictures, captions, strict=True)])
     told = (*_warnings(images, crops, order, config), *networks.check(config, facts, steps, resumed is not None))
-    return Plan(config, tuple(images.pictures), crops, captions, order, steps, pictures_hash, told)
+    return Plan(
+        config,
+        tuple(want.picture for want in kept),
+        tuple(want.crop for want in kept),
+        tuple(want.caption for want in kept),
+        order,
+        steps,
+        pictures_hash,
+        told,
+        tuple(wants[i] for i in sorted(held)),
+    )
 
 
 def with_trigger(caption: str, trigger: str) -> str:
@@ -111,6 +127,8 @@ def _warnings(images: ImageSet, crops: tuple[Crop, ...], order: Order, config: T
         found.append(f"batch_size {order.batch_size} is more than the {order.items} pictures of an epoch: every batch holds all of them")
     if not any(picture.caption for picture in images.pictures):
         found.append("no picture has a caption: what they share and what they show cannot be told apart")
+    if config.validation_fraction and len(images.pictures) - len(order.buckets) < FEW_HELD:
+        found.append(f"{len(images.pictures) - len(order.buckets)} held-out pictures tell little: the interval of their loss is wide; 4 or more are better")
     return (*found, *_doubtful(config))
 
 

@@ -21,8 +21,10 @@ def disk(folder: Path, parameters: int, config: TrainConfig, done: int) -> None:
     """Raise RunError unless the checkpoints still to come fit on the disk; one more than is kept stands there while it is saved."""
     steps = config.steps or 0
     adapters = max(1, math.ceil((steps - done) / config.save_every) if config.save_every else 1)
+    looks = math.ceil((steps - done) / config.validation_every) if config.validation_fraction and config.keep_best else 0
+    adapters += looks  # every one may be the best so far
     anchors = steps // config.anchor_every - done // config.anchor_every if config.anchor_every else 0
-    whole = min(adapters, config.keep_checkpoints + 1 + anchors)
+    whole = min(adapters, config.keep_checkpoints + 1 + anchors + (looks > 0))
     beside = MEMORY_BYTES + (AVERAGE_BYTES if config.ema_decay else 0)
     need = int(MARGIN * parameters * (ADAPTER_BYTES * adapters + beside * whole)) + LEAST
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free

@@ -14,7 +14,7 @@ import torch
 from studio.data import buckets
 from studio.data.cache import Cache, Want, release
 from studio.errors import RunError
-from studio.events import Checkpoint
+from studio.events import Checkpoint, Validation
 from studio.families.base import Components, Family
 from studio.killpoints import reached
 from studio.lora import attach
@@ -26,6 +26,7 @@ from studio.training.draws import Draw
 from studio.training.plan import Plan
 from studio.training.ranks import Ranks
 from studio.training.step import Micro, Outcome, Stepper
+from studio.training.validation import Watch, evaluating, measure
 
 MAX_SKIPPED = 10  # steps in a row whose loss is not finite
 FULL_SIZE = 10**9  # parameters of a denoiser from which activations are recomputed unless the settings say otherwise
@@ -49,6 +50,7 @@ class Run:
     fingerprint: int = 0  # of the frozen base, which nothing may change
     stepper: Stepper = field(init=False)
     average: Average | None = None
+    watch: Watch | None = None  # over held-out pictures
     carried: dict[str, Carried] = field(default_factory=dict)  # by the names of their files
     checked: bool = False
     micro: int = 0  # pictures at once since memory ran out; 0 is a whole batch
@@ -79,6 +81,8 @@ class Run:
             self.attached.allocator = attach.Allocator.of(config, self.plan.steps, stepper.weights.named())
             self.carried["ranks"] = Ranks(stepper.weights, self.attached.allocator)
         self.fingerprint = attach.fingerprint(c)
+        if self.plan.held:
+            self.carried["validation"] = self.watch = Watch()
         if resumed:
             self._restore(resumed)
 
@@ -88,6 +92,8 @@ class Run:
         self.stepper.weights.publish()
         self.step, self.skipped, self.in_a_row = state.step, state.skipped, state.in_a_row
         self.stepper.loss_scale, self.stepper.scaled_steps, self.micro = state.loss_scale, state.scaled_steps, state.micro
+        if self.watch and state.settings["steps"] != self.plan.steps:
+            self.watch.stale = 0  # whoever extends a run wants it to go on
         if resumed.parent == self.folder / "checkpoints":
             self.saved = checkpoint.check(resumed)  # it stands: nothing is gained by writing it anew
 
@@ -156,6 +162,38 @@ class Run:
         keys = torch.tensor([draw.key for _, draw in chosen]) if self.plan.config.dropout else None
         return Micro(batch, noise.to(device, non_blocking=True), level.to(device, non_blocking=True), keys if keys is None else keys.to(device))
 
+    def looks(self) -> bool:
+        """Whether it is time to look at the held-out pictures: every so many steps, before the first and after the last."""
+        return self.watch is not None and (self.step % self.plan.config.validation_every == 0 or self.step == self.plan.steps)
+
+    def validate(self) -> Validation:
+        """The held-out loss of the weights that the run gives. Before the first step it is the base's own, and no candidate for the best."""
+        assert self.watch is not None
+        with self.shown(), evaluating(self.components.denoiser, self.components.device):
+            found = measure(self.plan.held, self.plan.config.seed, self._at_once(), lambda chosen: self.stepper.measure(self._micro(chosen)))
+        counts = self.step % self.plan.config.validation_every == 0
+        best = self.step > 0 and self.watch.judge(self.step, found.loss, counts=counts)
+        low, high = found.interval() or (None, None)
+        levels, pictures = found.by_level(), found.by_picture()
+        return Validation(step=self.step, loss=found.loss, low=low, high=high, by_level=levels, by_picture=pictures, best=best, stale=self.watch.stale)
+
+    @property
+    def best(self) -> int | None:
+        """The step whose checkpoint is kept as the best, if the settings ask for one."""
+        return self.watch.best_step or None if self.watch and self.plan.config.keep_best else None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there was no new best for as long as the settings are patient."""
+        patience = self.plan.config.early_stop
+        return self.watch is not None and patience is not None and self.watch.stale >= patience
+
+    @property
+    def verdict(self) -> str:
+        """Why the run ends before its last step."""
+        assert self.watch is not None
+        return f"stopped early: {self.watch.stale} looks at the held-out pictures without a new best; the lowest loss was at step {self.watch.best_step}"
+
     def save(self) -> Checkpoint:
         """Write a checkpoint of this step, all or nothing."""
         stepper = self.stepper
@@ -176,8 +214,8 @@ class Run:
             origin=self.origin,
             entries=entries,
         )
-        self.saved = stored = checkpoint.save(self.folder / "checkpoints", state, adapter, tensors)
-        checkpoint.retain(stored.path.parent, self.plan.config.keep_checkpoints, self.plan.config.anchor_every)
+        self.saved = stored = checkpoint.save(self.folder / "checkpoints", state, adapter, tensors, best=self.step == self.best)
+        checkpoint.retain(stored.path.parent, self.plan.config.keep_checkpoints, self.plan.config.anchor_every, self.best)
         path = stored.path.relative_to(self.folder).as_posix()
         return Checkpoint(step=self.step, path=path, adapter=f"{path}/{checkpoint.ADAPTER}", sha256=stored.sha256, bytes=stored.bytes)
 
@@ -227,12 +265,18 @@ class Run:
             "precision": str(c.dtype).removeprefix("torch."),
             "resumed": self.step > 0,
             "saved_weights": f"moving average, decay {config.ema_decay:g}" if config.ema_decay else "as trained",
+            **({"held_out": len(plan.held)} if plan.held else {}),
             **self.stepper.objective.facts(shape),
         }
 
     def result(self, early: bool) -> dict[str, Any]:
+        """What came of the run. Its checkpoint is the best one where that is kept, else the last."""
         assert self.saved is not None
-        found: dict[str, Any] = {"checkpoint": self.saved.path.relative_to(self.folder).as_posix(), "skipped": self.skipped, "finished_early": early}
+        best = self.saved.path.with_name(checkpoint.name_of(self.best or self.step))
+        given = best if checkpoint.is_checkpoint(best) else self.saved.path
+        found: dict[str, Any] = {"checkpoint": given.relative_to(self.folder).as_posix(), "skipped": self.skipped, "finished_early": early}
+        if self.watch:
+            found |= {"best_step": self.watch.best_step, "best_loss": self.watch.best_loss, "stopped_early": self.exhausted}
         if self.components.device.type == "cuda":
             found["peak_vram_bytes"] = torch.cuda.max_memory_allocated(self.components.device)
         return found

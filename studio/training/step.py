@@ -122,6 +122,11 @@ class Stepper:
             total = loss.detach() if total is None else total + loss.detach()
         return torch.zeros((), device=self.components.device) if total is None else total  # one of several processes may have no share
 
+    @torch.no_grad()
+    def measure(self, micro: Micro) -> Tensor:
+        """(B,) the losses that `accumulate` would learn from."""
+        return self._losses(micro)
+
     def _losses(self, micro: Micro) -> Tensor:
         """(B,) weighted squared errors, in fp32."""
         batch = micro.batch

@@ -62,6 +62,7 @@ class CheckpointRecord(Record):
     bytes: int
     sha256: str
     created: float
+    best: bool = Field(default=False, description="has the lowest held-out loss of its run")
 
 
 class PictureRecord(Record):

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from studio.config.bases import BaseChoice
 from studio.config.settings import Settings
+from studio.config.training.judging import Judging
 from studio.config.training.keeping import Keeping
 from studio.config.training.length import Length
 from studio.config.training.memory import Memory
@@ -26,8 +27,8 @@ class Subject(Settings):
 
 
 # pydantic collects fields from the last base to the first, so that the settings stand in the order of GROUPS
-class TrainConfig(Keeping, Memory, Objective, Optimization, Network, Length, Subject, BaseChoice):
-    GROUPS: ClassVar[tuple[type[Settings], ...]] = (BaseChoice, Subject, Length, Network, Optimization, Objective, Memory, Keeping)
+class TrainConfig(Keeping, Judging, Memory, Objective, Optimization, Network, Length, Subject, BaseChoice):
+    GROUPS: ClassVar[tuple[type[Settings], ...]] = (BaseChoice, Subject, Length, Network, Optimization, Objective, Memory, Judging, Keeping)
     ALTERNATIVES: ClassVar[Mapping[str, str]] = {"steps": "epochs"}
 
     @model_validator(mode="after")
