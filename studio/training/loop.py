@@ -68,12 +68,7 @@ def train(
         if team.main and run.step == 0 and run.looks():
             yield run.validate()
         while run.step < made.steps and not run.exhausted:
-            outcome, rate, seconds = run.advance()
-            for note in run.notes:
-                yield Warned(message=note)
-            yield Step(step=run.step, total=made.steps, loss=outcome.loss, learning_rate=rate, gradient_norm=outcome.gradient_norm, seconds=round(seconds, 4))
-            if not outcome.applied:
-                yield Warned(message=f"step {run.step}: the loss is not finite; step skipped ({run.skipped} so far)")
+            yield from _taken(run, made.steps)
             if team.main and run.looks():
                 yield run.validate()
                 own.finish = run.exhausted
@@ -97,6 +92,16 @@ def train(
         yield Finished(step=run.step, seconds=round(time.monotonic() - began, 3), result=run.result(early=run.step < made.steps))
     finally:
         run.close()
+
+
+def _taken(run: Run, total: int) -> Iterator[Event]:
+    """One step, and what is to be said of it."""
+    outcome, rate, seconds = run.advance()
+    for note in run.notes:
+        yield Warned(message=note)
+    yield Step(step=run.step, total=total, loss=outcome.loss, learning_rate=rate, gradient_norm=outcome.gradient_norm, seconds=round(seconds, 4))
+    if not outcome.applied:
+        yield Warned(message=f"step {run.step}: the loss is not finite; step skipped ({run.skipped} so far)")
 
 
 @dataclass
