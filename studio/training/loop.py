@@ -85,11 +85,7 @@ def train(
             raise Interrupted(f"the worker was told to end at step {run.step}")
         if not team.main:
             return
-        if run.exhausted:
-            yield Warned(message=run.verdict)
-        if run.saved is None or run.saved.step != run.step:
-            yield run.save()
-        yield Finished(step=run.step, seconds=round(time.monotonic() - began, 3), result=run.result(early=run.step < made.steps))
+        yield from _ended(run, made.steps, began)
     finally:
         run.close()
 
@@ -102,6 +98,15 @@ def _taken(run: Run, total: int) -> Iterator[Event]:
     yield Step(step=run.step, total=total, loss=outcome.loss, learning_rate=rate, gradient_norm=outcome.gradient_norm, seconds=round(seconds, 4))
     if not outcome.applied:
         yield Warned(message=f"step {run.step}: the loss is not finite; step skipped ({run.skipped} so far)")
+
+
+def _ended(run: Run, total: int, began: float) -> Iterator[Event]:
+    """What is left to do and to say after the last step."""
+    if run.exhausted:
+        yield Warned(message=run.verdict)
+    if run.saved is None or run.saved.step != run.step:
+        yield run.save()
+    yield Finished(step=run.step, seconds=round(time.monotonic() - began, 3), result=run.result(early=run.step < total))
 
 
 @dataclass
