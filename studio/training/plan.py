@@ -13,6 +13,7 @@ from studio.data.buckets import Crop, Order
 from studio.data.cache import Want
 from studio.data.images import ImageSet, Picture
 from studio.errors import ImageError, SettingsError
+from studio.families import quantised
 from studio.families.base import Base, Facts
 from studio.training import checkpoint, draws, holdout, networks, optim
 from studio.training.draws import Draw
@@ -69,6 +70,7 @@ def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resume
     seed = _seed(config, resumed)
     config = settings.resolve(config, HABITS.get(config.optimizer, {}), base.habits.get("train", {}), facts.defaults.get("train", {}))
     optim.check(config)
+    quantised.check(config.base_format)
     config = settings.build(TrainConfig, config.model_dump() | {"seed": seed, "alpha": config.alpha or config.rank})
     missing = [name for name in ("batch_size", "resolution", "rank", "learning_rate") if getattr(config, name) is None]
     if missing or (config.steps is None and config.epochs is None):

@@ -9,6 +9,7 @@ import torch
 from studio.config import TrainConfig
 from studio.container import read_header
 from studio.errors import RunError, StudioError
+from studio.families import quantised
 from studio.families.base import Base
 
 ADAPTER_BYTES, MEMORY_BYTES = 4, 8  # a trained number in fp32, and the two moments the optimizer keeps of it
@@ -36,13 +37,13 @@ def disk(folder: Path, parameters: int, config: TrainConfig, done: int) -> None:
         )
 
 
-def memory(base: Base, dtype: torch.dtype, device: torch.device) -> None:
+def memory(base: Base, dtype: torch.dtype, device: torch.device, format: str = "full") -> None:
     """Raise RunError if the frozen denoiser alone is larger than what the device has; silent where either is unknown."""
-    need, have = weights(base) * dtype.itemsize, free_memory(device)
+    need, have = weights(base) * quantised.BITS.get(format, 8 * dtype.itemsize) / 8, free_memory(device)
     if have and need > have:
         raise RunError(
             f"{base.name} needs {need / 1e9:.1f} GB on {device} for its weights alone and {have / 1e9:.1f} GB are free; "
-            "close other programs that use it, choose precision bf16, or a smaller base"
+            "close other programs that use it, choose precision bf16 or a base_format of fewer bits, or a smaller base"
         )
 
 

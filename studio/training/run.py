@@ -15,6 +15,7 @@ from studio.data import buckets
 from studio.data.cache import Cache, Want, release
 from studio.errors import RunError
 from studio.events import Checkpoint, Validation
+from studio.families import quantised
 from studio.families.base import Components, Family
 from studio.killpoints import reached
 from studio.lora import attach
@@ -60,7 +61,10 @@ class Run:
         """Load the denoiser, attach the adapter, and put both where they stood or where `start_from` says."""
         config, store = self.plan.config, self.store
         checkpoint.sweep(self.folder / "checkpoints")
-        self.components = c = self.family.load(store.base, ["denoiser"], store.dtype, store.device)
+        self.components = c = self._loaded()
+        n_parameters = _n_parameters(c.denoiser)
+        if self.reduced:
+            quantised.quantise(c.denoiser, config.base_format, store.device)
         reached("load")
         with torch.random.fork_rng([store.device] if store.device.type == "cuda" else []):
             torch.manual_seed(config.seed)
@@ -69,7 +73,7 @@ class Run:
             attach.restore(self.attached, checkpoint.adapter(resumed))
         elif config.start_from:
             attach.load(self.attached, _read_lora(Path(config.start_from), c))
-        if config.gradient_checkpointing or (config.gradient_checkpointing is None and _n_parameters(c.denoiser) >= FULL_SIZE):
+        if config.gradient_checkpointing or (config.gradient_checkpointing is None and n_parameters >= FULL_SIZE):
             c.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         c.denoiser.train()
         goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config.min_snr_gamma, config.flow_shift)  # type: ignore[arg-type]
@@ -85,6 +89,18 @@ class Run:
             self.carried["validation"] = self.watch = Watch()
         if resumed:
             self._restore(resumed)
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the base is kept in fewer bits."""
+        return self.plan.config.base_format not in ("auto", "full")
+
+    def _loaded(self) -> Components:
+        """The denoiser on its device, or on the CPU where it is yet to be reduced to fit."""
+        store = self.store
+        c = self.family.load(store.base, ["denoiser"], store.dtype, torch.device("cpu") if self.reduced else store.device)
+        c.device = store.device
+        return c
 
     def _restore(self, resumed: Path) -> None:
         state = checkpoint.state(resumed)
@@ -263,6 +279,7 @@ class Run:
             "scale": self.attached.scale,
             "device": str(c.device),
             "precision": str(c.dtype).removeprefix("torch."),
+            "base_format": config.base_format if self.reduced else "full",
             "resumed": self.step > 0,
             "saved_weights": f"moving average, decay {config.ema_decay:g}" if config.ema_decay else "as trained",
             **({"held_out": len(plan.held)} if plan.held else {}),

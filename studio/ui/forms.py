@@ -40,6 +40,7 @@ LABELS = {
     "early_stop": "Stop after looks",
     "keep_best": "Keep the best",
     "gradient_checkpointing": "Checkpointing",
+    "base_format": "Bits of the base",
     "target_pattern": "Targets by pattern",
     "rank_stabilized": "Rank-stabilised scale",
     "lora_plus_ratio": "LoRA+ ratio",

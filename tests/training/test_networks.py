@@ -53,6 +53,19 @@ def test_a_network_resumes_to_the_bit_and_its_file_holds_what_was_trained(studio
     assert formats.verify(file, adapter)["worst_difference"] <= 1e-6
 
 
+@pytest.mark.parametrize(("base", "format", "network"), [("demo-sdxl", "nf4", "lora"), ("demo-flux", "fp8", "dora")])
+def test_a_base_in_fewer_bits_is_trained_on_and_resumes_to_the_bit(studio, tmp_path, of_kind, base, format, network):
+    values = {"base": base, "steps": 3, "base_format": format, "network": network}
+    events = list(studio.run(studio.config(**values, save_every=2), tmp_path / "straight"))
+    assert of_kind(events, "started")[0].facts["base_format"] == format
+    halfway = str(tmp_path / "straight" / "checkpoints" / "step-000002")
+    assert told(studio.run(studio.config(**values, start_from=halfway), tmp_path / "cut")) == told(events)[2:]
+    straight, cut = everything(tmp_path / "straight", 3), everything(tmp_path / "cut", 3)
+    assert [key for key in straight if not torch.equal(straight[key], cut[key])] == []
+    full = told(studio.run(studio.config(**{**values, "base_format": "full"}), tmp_path / "full"))
+    assert told(events)[0][1] != full[0][1] and told(events)[0][1] == pytest.approx(full[0][1], rel=0.2)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("base", "name"), [(base, name) for base in ("demo-sdxl", "demo-flux") for name in NETWORKS])
 def test_a_network_learns(studio, tmp_path, base, name):

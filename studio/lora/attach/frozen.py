@@ -4,7 +4,8 @@ Every parameter's bits are summed up as integers, weighted by their place in the
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from studio.families.base import Components
 from studio.lora.attach.origin import ORIGIN
@@ -17,7 +18,7 @@ _MODULUS = 2**61 - 1
 
 
 def fingerprint(c: Components) -> int:
-    """Of all parameters of the denoiser and the loaded text encoders that are the base's own."""
+    """Of all numbers of the denoiser and the loaded text encoders that are the base's own."""
     total = 0
     for number, tensor in enumerate(_tensors(c), start=1):
         total = (total * 31 + number * _sum(tensor)) % _MODULUS
@@ -28,18 +29,9 @@ def _tensors(c: Components) -> "Iterator[Tensor]":
     for part in (c.facts.denoiser, *c.facts.text_encoders):
         model = c.parts.get(part)
         if model is not None:
-            for name, parameter in model.named_parameters():
+            for name, tensor in chain(model.named_parameters(), model.named_buffers()):  # a base in fewer bits keeps its weights in buffers
                 if {NAME, ORIGIN}.isdisjoint(name.split(".")):
-                    yield from _plain(parameter)
-
-
-def _plain(tensor: Any) -> "Iterator[Tensor]":
-    """The tensors that a quantised one is made of."""
-    if hasattr(tensor, "__tensor_flatten__") and hasattr(type(tensor), "__tensor_unflatten__"):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _plain(getattr(tensor, name))
-    else:
-        yield tensor.detach()
+                    yield tensor.detach()
 
 
 def _sum(tensor: "Tensor") -> int:
