@@ -10,7 +10,7 @@ HOSTS = ("127.0.0.1", "localhost", "[::1]")
 SAFE = ("GET", "HEAD", "OPTIONS")
 MAX_BODY = 4 * 1024**2
 MAX_UPLOAD = 16 * 1024**3
-UPLOADS = ("/api/sets/", "/api/adapters", "/api/images/recall")
+UPLOADS = ("/api/sets/", "/api/adapters", "/api/images/recall", "/api/images/inputs")
 # Gradio routes that this page never uses and that would take files, fetch addresses or show figures.
 CLOSED = (
     "/gradio_api/upload",

@@ -28,9 +28,9 @@ def routes(workspace: Workspace) -> APIRouter:
 
     @router.post("/recall")
     async def recall(request: Request) -> dict[str, Any]:
-        """The settings that an uploaded PNG carries."""
+        """The settings that an uploaded picture carries, and what of it is missing or another one here."""
         async with received(request, workspace.layout.tmp) as files:
-            return public(await run_in_threadpool(gallery.recall, files[0][1]))
+            return public(await run_in_threadpool(gallery.recalled, files[0][1]))
 
     @router.post("/inputs", status_code=201)
     async def keep(request: Request) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def routes(workspace: Workspace) -> APIRouter:
 
     @router.get("/{id}/recall")
     def settings(id: str) -> dict[str, Any]:
-        return public(gallery.recall(gallery.show(id).id))
+        return public(gallery.recalled(gallery.show(id).id))
 
     @router.delete("/{id}")
     def remove(id: str) -> dict[str, Any]:

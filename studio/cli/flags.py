@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
@@ -53,8 +54,8 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Settings], *, leave
         parser.add_argument("--size", default=argparse.SUPPRESS, metavar="WxH", help="shorthand for width and height, for example 1024x1024")
 
 
-def settings_from(kind: type[S], arguments: argparse.Namespace) -> S:
-    """The settings of CONFIG.toml, if one is named, with the flags on top."""
+def settings_from(kind: type[S], arguments: argparse.Namespace, under: Mapping[str, Any] = MappingProxyType({})) -> S:
+    """The settings of CONFIG.toml, if one is named, with the flags on top; `under` is what counts where neither says anything."""
     given = vars(arguments)
     values: dict[str, Any] = dict(_read_toml(Path(given["config"]))) if given.get("config") else {}
     flags = {name: value for name, value in given.items() if name in kind.model_fields}
@@ -63,7 +64,7 @@ def settings_from(kind: type[S], arguments: argparse.Namespace) -> S:
             if name in flags:
                 raise SettingsError(f"--size and {flag_of(name)} are both given: name one of them")
         flags["width"], flags["height"] = parse_size(given["size"])
-    return build(kind, {**values, **flags})
+    return build(kind, {**under, **values, **flags})
 
 
 def locate(value: str, known: Callable[[str], bool]) -> str:

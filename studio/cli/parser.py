@@ -44,6 +44,7 @@ def build_parser() -> Parser:
     _add_serve(verbs)
     _add_train(verbs)
     _add_generate(verbs)
+    _add_presets(verbs)
     _add_export(verbs)
     inspect = _verb(verbs, "inspect", "files.inspect", "what a file is: kind, family, rank, modules, metadata, hashes, and which programs load it")
     inspect.add_argument("file", metavar="FILE", help="a .safetensors file")
@@ -99,7 +100,19 @@ def _add_generate(verbs: "argparse._SubParsersAction[Parser]") -> None:
     generate = _verb(verbs, "generate", "runs.generate", "pictures with a stack of LoRAs")
     generate.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings by their names with underscores; flags win over it")
     generate.add_argument("--output", metavar="DIR", required=True, help="folder for the pictures")
+    generate.add_argument("--recall", metavar="PICTURE", help="take every setting from this picture, a file or one of the gallery; flags win over it")
+    generate.add_argument("--preset", action="append", default=[], metavar="NAME", help="words and settings kept under this name; may be repeated")
     add_settings(generate, GenerateConfig)
+
+
+def _add_presets(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    presets = _group(verbs, "presets", "words and settings for drawing, kept under names")
+    _verb(presets, "list", "presets.list_presets", "all presets")
+    save = _verb(presets, "save", "presets.save", "keep words and settings; {prompt} in the words stands for the prompt they are put around")
+    save.add_argument("name", metavar="NAME")
+    add_settings(save, GenerateConfig, leave_out=("seed", "init_image", "mask"))
+    remove = _verb(presets, "remove", "presets.remove", "forget a preset")
+    remove.add_argument("name", metavar="NAME")
 
 
 def _add_export(verbs: "argparse._SubParsersAction[Parser]") -> None:

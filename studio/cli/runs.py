@@ -13,7 +13,7 @@ from studio.cli.flags import locate, settings_from
 from studio.cli.follow import follow
 from studio.cli.opening import knows, opened
 from studio.cli.output import emit, tell, verdicts
-from studio.config import BaseChoice, GenerateConfig, TrainConfig
+from studio.config import BaseChoice, GenerateConfig, TrainConfig, build
 from studio.errors import BaseError, InputError, SettingsError
 from studio.events import Event, Exported, Image, Sample
 
@@ -51,13 +51,28 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    config = settings_from(GenerateConfig, arguments)
     folder = _folder_to_write(arguments.output)
     with opened(arguments) as workspace:
+        config = _drawn_as(workspace, arguments)
         loras = tuple(row.model_copy(update={"name": locate(row.name, lambda name: knows(workspace.library.find, name))}) for row in config.loras)
         starts = {name: locate(ref, workspace.inputs.known) for name in ("init_image", "mask") if (ref := getattr(config, name))}
         job = workspace.jobs.generate(config.model_copy(update=_base_paths(workspace, config) | {"loras": loras} | starts))
         return _watch(workspace, job.id, arguments.json, seen=_collector(workspace, job.id, folder))
+
+
+def _drawn_as(workspace: "Workspace", arguments: argparse.Namespace) -> GenerateConfig:
+    """The flags and CONFIG.toml, over the presets, over the picture that is recalled."""
+    under: dict[str, Any] = {}
+    if arguments.recall:
+        recalled = workspace.gallery.recalled(arguments.recall if knows(workspace.gallery.show, arguments.recall) else Path(arguments.recall).expanduser())
+        under = recalled.settings
+        for trouble in recalled.troubles:
+            tell(f"note: {trouble}")
+    config = settings_from(GenerateConfig, arguments, under)
+    given = {name: getattr(config, name) for name in under.keys() | config.model_fields_set}
+    for name in arguments.preset:
+        given = workspace.presets.show(name).applied(given)
+    return build(GenerateConfig, given)
 
 
 def export(arguments: argparse.Namespace) -> int:

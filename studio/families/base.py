@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Part = Literal["denoiser", "vae", "text"]
+Passage = tuple[tuple[str, float], ...]  # a part of a prompt: texts with their weights
 Conditioning = dict[str, "Tensor"]  # named tensors, batch first; names are the diffusers pipeline's own argument names
 
 
@@ -105,6 +106,13 @@ class Family(Protocol):
 
     def encode_captions(self, c: Components, captions: Sequence[str]) -> Conditioning:
         """Conditioning of a list of captions, batch first, cacheable."""
+        ...
+
+    def encode_prompt(self, c: Components, prompt: Sequence[Passage], tokens: int = 0) -> Conditioning:
+        """Conditioning of one prompt with weights, as long as it needs to be; what `encode_captions` gives where it is short and plain.
+
+        tokens: as many at least, so that two prompts can be drawn between in one batch.
+        """
         ...
 
     def decode_latents(self, c: Components, latents: "Tensor") -> "Tensor":

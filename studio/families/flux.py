@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.families import checkpoints
+from studio.families import checkpoints, prompts
 from studio.families import parts as shared
-from studio.families.base import Base, Components, Conditioning, Facts, Part
+from studio.families.base import Base, Components, Conditioning, Facts, Part, Passage
 from studio.families.layout import Section, prefixed
 
 if TYPE_CHECKING:
@@ -130,6 +130,19 @@ class Flux:
         with torch.no_grad():
             pooled = clip(shared.tokenize(c.parts["tokenizer"], captions, CLIP_TOKENS, clip.device)).pooler_output
             embeds = t5(shared.tokenize(c.parts["tokenizer_2"], captions, text_tokens(c.base), t5.device))[0]
+        return {"prompt_embeds": embeds.to(c.dtype), "pooled_prompt_embeds": pooled.to(c.dtype)}
+
+    def encode_prompt(self, c: Components, prompt: Sequence[Passage], tokens: int = 0) -> Conditioning:
+        """T5 reads the whole prompt with its weights, in blocks of the base's length; CLIP's part is the first 77 tokens without weights."""
+        import torch
+
+        clip, t5 = c.parts["text_encoder"], c.parts["text_encoder_2"]
+        words = " ".join("".join(text for text, _ in passage).strip() for passage in prompt).strip()
+        length = text_tokens(c.base)
+        with torch.no_grad():
+            pooled = clip(shared.tokenize(c.parts["tokenizer"], [words], CLIP_TOKENS, clip.device)).pooler_output
+            ids, weights = prompts.t5_batch(c.parts["tokenizer_2"], prompt, length, max(tokens, length), t5.device)
+            embeds = prompts.weighed(t5(ids)[0], weights)
         return {"prompt_embeds": embeds.to(c.dtype), "pooled_prompt_embeds": pooled.to(c.dtype)}
 
     def predict(self, c: Components, noisy: "Tensor", timesteps: "Tensor", cond: Conditioning, sizes: "Tensor", guidance: float | None = None) -> "Tensor":

@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from studio.families import checkpoints
+from studio.families import checkpoints, prompts
 from studio.families import parts as shared
-from studio.families.base import Base, Components, Conditioning, Facts, Part
+from studio.families.base import Base, Components, Conditioning, Facts, Part, Passage
 from studio.families.layout import Section, prefixed
 
 if TYPE_CHECKING:
@@ -139,6 +139,24 @@ class Sdxl:
                 output = encoder(shared.tokenize(c.parts[f"tokenizer{number}"], captions, TOKENS, encoder.device), output_hidden_states=True)
                 hidden.append(output.hidden_states[-2])
                 pooled = output[0]
+        assert pooled is not None
+        return {"prompt_embeds": torch.cat(hidden, dim=-1), "pooled_prompt_embeds": pooled}
+
+    def encode_prompt(self, c: Components, prompt: Sequence[Passage], tokens: int = 0) -> Conditioning:
+        """Windows of 77 tokens side by side, (1, n * 77, D); what is pooled is the first window, as in A1111."""
+        import torch
+
+        hidden = []
+        pooled = None
+        with torch.no_grad():
+            for number in ("", "_2"):
+                encoder, tokenizer = c.parts[f"text_encoder{number}"], c.parts[f"tokenizer{number}"]
+                windows = prompts.clip_windows(tokenizer, prompt)
+                windows += [[] for _ in range(-(-tokens // TOKENS) - len(windows))]
+                ids, weights = prompts.clip_batch(tokenizer, windows, encoder.device)
+                output = encoder(ids, output_hidden_states=True)
+                hidden.append(prompts.in_a_row(prompts.weighed(output.hidden_states[-2], weights)))
+                pooled = output[0][:1]
         assert pooled is not None
         return {"prompt_embeds": torch.cat(hidden, dim=-1), "pooled_prompt_embeds": pooled}
 

@@ -6,17 +6,18 @@ from studio import families
 from studio.config import GenerateConfig
 from studio.families.base import Components, Conditioning
 from studio.generation.denoise import Guide
+from studio.generation.weighting import passages
 
 KEPT = 32  # prompts; 4 MB each at the size of T5 XXL
 _WARM = "prompts"
 
 
-def encode(c: Components, prompt: str, text_stack: str) -> Conditioning:
-    """Conditioning of one prompt. text_stack: fingerprint of what is baked into the text encoders."""
-    kept: OrderedDict[tuple[str, str], Conditioning] = c.warm.setdefault(_WARM, OrderedDict())
-    key = (prompt, text_stack)
+def encode(c: Components, prompt: str, text_stack: str, tokens: int = 0) -> Conditioning:
+    """Conditioning of one prompt of at least so many tokens. text_stack: fingerprint of what is baked into the text encoders."""
+    kept: OrderedDict[tuple[str, str, int], Conditioning] = c.warm.setdefault(_WARM, OrderedDict())
+    key = (prompt, text_stack, tokens)
     if key not in kept:
-        kept[key] = families.get(c.facts.name).encode_captions(c, [prompt])
+        kept[key] = families.get(c.facts.name).encode_prompt(c, passages(prompt), tokens)
     kept.move_to_end(key)
     while len(kept) > KEPT:
         kept.popitem(last=False)
@@ -36,4 +37,9 @@ def guide(c: Components, prompt: str, config: GenerateConfig, text_stack: str) -
         unwanted = {key: torch.zeros_like(value) for key, value in wanted.items()}
     else:
         unwanted = encode(c, config.negative_prompt, text_stack)
+        length, other = wanted["prompt_embeds"].shape[1], unwanted["prompt_embeds"].shape[1]
+        if other < length:
+            unwanted = encode(c, config.negative_prompt, text_stack, length)
+        elif length < other:
+            wanted = encode(c, prompt, text_stack, other)
     return Guide(wanted, unwanted, scale, config.guidance_rescale, told)

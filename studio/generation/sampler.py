@@ -14,7 +14,7 @@ from studio.errors import Cancelled, RunError, SettingsError
 from studio.events import Event, Finished, Image, Loading, Preview, Sample, Started, Step, Warned
 from studio.families.base import Base, Components
 from studio.families.devices import resolve_dtype
-from studio.generation import conditioning, infotext, modes, pictures, prompt, schedulers
+from studio.generation import conditioning, infotext, modes, pictures, prompt, schedulers, wildcards
 from studio.generation import files as picture_files
 from studio.generation.denoise import Done, interruptible
 from studio.generation.previews import Previews
@@ -66,8 +66,8 @@ def generate(
     """Draw config.count pictures into `folder`/images, each with the next seed and with its settings inside.
 
     stack: adapters and their strengths, called `names` in messages and in the pictures. The stack stays on the base for the next call.
-    files: where the pictures of init_image and mask lie. Raises InputError before anything is drawn if settings, adapters or pictures
-    do not fit, Cancelled on request between two steps or within one.
+    files: where the pictures of init_image and mask, and the folder of wildcards, lie. Raises InputError before anything is drawn if
+    settings, adapters or pictures do not fit, Cancelled on request between two steps or within one.
     """
     began = time.monotonic()
     plan = _plan(c, config, names, files)
@@ -91,7 +91,7 @@ def generate(
         for index in range(config.count):
             if made and "finish" in requests.pending():
                 break
-            one = build(GenerateConfig, {**config.model_dump(), "seed": (config.seed + index) % 2**63, "count": 1})
+            one = _one(config, index, files.get("wildcards"))
             cancelled = Cancelled(f"drawing was cancelled; {len(made)} of {config.count} pictures are kept")
             steps = _steps_of(c, one, plan, applied.fingerprint(c.facts.text_encoders), applied.at)
             drawing = Turns[Done, "Picture"](_drawing(c, steps, _asking(requests, cancelled)))
@@ -104,6 +104,13 @@ def generate(
         previews.clear()
     seconds = time.monotonic() - began
     yield Finished(step=len(made) * plan.steps, seconds=round(seconds, 3), result={"images": made, "finished_early": len(made) < config.count})
+
+
+def _one(config: GenerateConfig, index: int, wild: Path | None) -> GenerateConfig:
+    """The settings of one picture: the next seed, and what its prompts draw by it."""
+    seed = (config.seed + index) % 2**63
+    words = {name: wildcards.resolve(getattr(config, name), seed, wild) for name in ("prompt", "negative_prompt")}
+    return build(GenerateConfig, {**config.model_dump(), **words, "seed": seed, "count": 1})
 
 
 def _steps(c: Components, drawing: "Turns[Done, Picture]", before: int, total: int, previews: Previews, check: Callable[[], None]) -> Iterator[Event]:
@@ -155,7 +162,6 @@ class _Plan:
     """What was checked before the first picture."""
 
     config: GenerateConfig  # every setting with its value
-    prompt: str  # without LoRA tags
     model: infotext.Model
     sources: modes.Sources
     steps: int  # looks of the denoiser for one picture
@@ -179,7 +185,7 @@ def _plan(c: Components, config: GenerateConfig, names: Sequence[str], files: Ma
     if sampler in c.facts.samplers:
         config = build(GenerateConfig, {**config.model_dump(), "sampler": sampler})
     model = infotext.Model(c.base.name.rpartition("/")[2], distilled=not c.facts.negative_prompts)
-    return _Plan(config, spoken.text, model, _sources(config, files), steps, tuple(_warnings(c, config)))
+    return _Plan(config, model, _sources(config, files), steps, tuple(_warnings(c, config)))
 
 
 def _sources(config: GenerateConfig, files: Mapping[str, Path]) -> modes.Sources:
@@ -208,7 +214,7 @@ def _warnings(c: Components, config: GenerateConfig) -> Iterator[str]:
 
 
 def _steps_of(c: Components, config: GenerateConfig, plan: _Plan, text_stack: str, before: Callable[[float], None]) -> "Callable[[], modes.Making]":
-    return lambda: modes.Drawing(c, config, conditioning.guide(c, plan.prompt, config, text_stack), plan.sources, before).steps()
+    return lambda: modes.Drawing(c, config, conditioning.guide(c, prompt.parse(config.prompt).text, config, text_stack), plan.sources, before).steps()
 
 
 def _drawing(c: Components, begin: "Callable[[], modes.Making]", check: Callable[[], None]) -> "Callable[[Callable[[Done], None]], Picture]":

@@ -179,6 +179,7 @@ def generate(work: Work) -> Iterator[Event]:
     c = work.warm.components(base, config.precision, lambda: sampler.open_base(base, config.precision, work.warm.device))
     stack = [(formats.read(Path(work.manifest.paths[f"lora:{row.name}"])), row) for row in config.loras]
     files = {name: Path(work.manifest.paths[name]) for name in ("init_image", "mask") if name in work.manifest.paths}
+    files["wildcards"] = work.layout.wildcards
     names = [row.name for row in config.loras]
     yield from sampler.generate(c, stack, config, work.folder.path, requests=work.requests, names=names, files=files)
 

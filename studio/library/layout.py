@@ -7,7 +7,7 @@ from pathlib import Path
 
 from studio.errors import InputError, NotFound
 
-PARTS = ("sets", "jobs", "adapters", "images", "inputs", "bases", "cache", "tmp", "trash", "workers")
+PARTS = ("sets", "jobs", "adapters", "images", "inputs", "wildcards", "presets", "bases", "cache", "tmp", "trash", "workers")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}")
 
 
@@ -45,6 +45,15 @@ class Layout:
     def inputs(self) -> Path:
         """Pictures that drawings start from, by their content."""
         return self.root / "inputs"
+
+    @property
+    def wildcards(self) -> Path:
+        """Choices for prompts, one text file each."""
+        return self.root / "wildcards"
+
+    @property
+    def presets(self) -> Path:
+        return self.root / "presets"
 
     @property
     def bases(self) -> Path:

@@ -7,11 +7,11 @@ from sqlalchemy.orm import Session
 
 from studio.config import GenerateConfig, LoraWeight, build
 from studio.errors import NotFound
-from studio.library import pictures, trash
+from studio.library import inputs, pictures, trash
 from studio.library.database import Database
 from studio.library.layout import Layout
 from studio.library.models import AdapterRow, ImageRow
-from studio.workspace.records import ImageRecord
+from studio.workspace.records import ImageRecord, RecallRecord
 from studio.workspace.thumbnails import thumbnail
 
 PAGE = 60
@@ -57,29 +57,52 @@ class Gallery:
         return self.show(trash.restore(self._db, self._layout, token, "image"))
 
     def recall(self, source: str | Path | bytes) -> GenerateConfig:
-        """The settings that made a picture: a gallery id, a picture file, or its bytes. Raises InputError if it carries none.
+        """The settings that made a picture, see `recalled`."""
+        return build(GenerateConfig, self.recalled(source).settings)
 
-        LoRAs that are called otherwise here are found by their hash.
+    def recalled(self, source: str | Path | bytes) -> RecallRecord:
+        """The settings of a picture: a gallery id, a picture file, or its bytes. Raises InputError if it carries none.
+
+        LoRAs are known by their hash, whatever they are called here; one that is missing or another file is named, never replaced.
         """
-        if isinstance(source, str):
-            try:
-                return build(GenerateConfig, self.show(source).settings)
-            except NotFound:
-                source = Path(source).expanduser()
         from studio.generation import files
 
-        recalled = files.load(source)
+        if isinstance(source, str):
+            try:
+                source = self.path(source)
+            except NotFound:
+                source = Path(source).expanduser()
+        found = files.load(source)
+        rows, troubles, changed = [], [], []
         with self._db.read() as session:
-            rows = [_as_here(session, row, recalled.hashes.get(row.name, "")) for row in recalled.config.loras]
-        return recalled.config.model_copy(update={"loras": tuple(rows)})
+            for row in found.config.loras:
+                here, trouble = _as_here(session, row, found.hashes.get(row.name, ""))
+                rows.append(here)
+                if trouble:
+                    troubles.append(trouble)
+                    changed.append(here.name)
+        for name in ("init_image", "mask"):
+            start = getattr(found.config, name)
+            if start and inputs.find(self._layout, start) is None:
+                troubles.append(f"{name} {start} is not kept here; the drawing needs it to come out the same")
+        settings = found.config.model_copy(update={"loras": tuple(rows)}).model_dump(mode="json")
+        return RecallRecord(settings=settings, troubles=tuple(troubles), changed=tuple(changed))
 
 
-def _as_here(session: Session, row: LoraWeight, hash: str) -> LoraWeight:
-    """The row under the name that the library has for that file; as it is if the library has the name, or not the file."""
-    if not hash or session.scalar(select(AdapterRow.id).where(AdapterRow.name == row.name)):
-        return row
-    name = session.scalar(select(AdapterRow.name).where(or_(AdapterRow.autov3.startswith(hash.lower()), AdapterRow.sha256.startswith(hash.lower()))).limit(1))
-    return row.model_copy(update={"name": name}) if name else row
+def _as_here(session: Session, row: LoraWeight, hash: str) -> tuple[LoraWeight, str]:
+    """The row under the name that the library has for that very file, and what is wrong where it has none."""
+    named = session.scalar(select(AdapterRow).where(AdapterRow.name == row.name).limit(1))
+    if not hash:
+        return row, "" if named else f"LoRA {row.name} is not in the library, and the picture does not say which file it was"
+    known = or_(AdapterRow.autov3.startswith(hash.lower()), AdapterRow.sha256.startswith(hash.lower()))
+    if named is not None and (named.autov3.startswith(hash.lower()) or named.sha256.startswith(hash.lower())):
+        return row, ""
+    same = session.scalar(select(AdapterRow).where(known).limit(1))
+    if same is not None:
+        return row.model_copy(update={"name": same.name}), ""
+    if named is None:
+        return row, f"LoRA {row.name} (hash {hash}) is not in the library; add its file"
+    return row, f"LoRA {row.name} is another file here (hash {named.autov3[: len(hash)]}) than the picture was drawn with (hash {hash})"
 
 
 def _record(row: ImageRow) -> ImageRecord:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from studio.errors import ImageError, NotFound
+from studio.generation import wildcards
 from studio.library import inputs, pictures
 from studio.library.database import Database
 from studio.library.layout import Layout
@@ -16,6 +17,14 @@ class Inputs:
     def __init__(self, db: Database, layout: Layout) -> None:
         self._db = db
         self._layout = layout
+
+    @property
+    def wildcards(self) -> Path:
+        """The folder of choices for prompts."""
+        return self._layout.wildcards
+
+    def wildcard_names(self) -> list[str]:
+        return wildcards.names(self._layout.wildcards)
 
     def add(self, path: Path) -> InputRecord:
         """Keep a copy of a picture; the same one twice is kept once."""

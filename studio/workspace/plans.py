@@ -13,7 +13,7 @@ from studio.config import GenerateConfig, Settings, TrainConfig, build, resolve,
 from studio.config.training.optimization import HABITS, check_installed
 from studio.errors import InputError, SettingsError
 from studio.families.base import Base
-from studio.generation import prompt
+from studio.generation import prompt, wildcards
 from studio.jobs import trackers
 from studio.jobs.folder import Manifest
 from studio.jobs.handlers import base_values
@@ -85,6 +85,8 @@ def train(config: TrainConfig, sets: Sets, bases: Bases, find: Callable[[str], S
 def generate(config: GenerateConfig, bases: Bases, library: Library, inputs: Inputs) -> Manifest:
     """A generate job, checked. LoRAs named in the prompt join the stack."""
     base = bases.resolve(config)
+    for words in (config.prompt, config.negative_prompt):
+        wildcards.resolve(words, 0, inputs.wildcards)
     spoken = prompt.parse(config.prompt)
     stack = prompt.merge(config.loras, spoken.loras)
     free = {row.name for row in config.loras}  # only these may be files: a prompt is often pasted from elsewhere

@@ -146,6 +146,14 @@ class InputRecord(Record):
     height: int
 
 
+class RecallRecord(Record):
+    """What a picture was drawn with, as it can be drawn here."""
+
+    settings: dict[str, Any]
+    troubles: tuple[str, ...] = Field(default=(), description="what is missing or another one here, a sentence each")
+    changed: tuple[str, ...] = Field(default=(), description="LoRAs that are missing, or other files than the picture was drawn with")
+
+
 class BaseRecord(Record):
     name: str
     title: str = ""

@@ -21,6 +21,7 @@ from studio.workspace.hub import Hub
 from studio.workspace.inputs import Inputs
 from studio.workspace.jobs import Jobs, record
 from studio.workspace.library import Library
+from studio.workspace.presets import Presets
 from studio.workspace.records import DeviceRecord, Status
 from studio.workspace.sets import Sets
 from studio.workspace.tools import Tools
@@ -28,7 +29,7 @@ from studio.workspace.watch import Watch
 
 
 class Workspace:
-    """One data folder and its use cases: `sets`, `jobs`, `library`, `tools`, `gallery`, `inputs`, `bases`.
+    """One data folder and its use cases: `sets`, `jobs`, `library`, `tools`, `gallery`, `inputs`, `presets`, `bases`.
 
     `start` runs the queue in the background: a studio does so at once, a command when it follows a job. Several processes may
     open one data folder; one of them hands out jobs.
@@ -42,6 +43,7 @@ class Workspace:
         self.library = Library(db, layout)
         self.gallery = Gallery(db, layout)
         self.inputs = Inputs(db, layout)
+        self.presets = Presets(layout)
         self.jobs = Jobs(db, layout, self.sets, self.bases, self.library, self.inputs)
         self.tools = Tools(self.bases, self.library, self.jobs.source, self.jobs.submit)
         self.jobs.tool = self.tools.run

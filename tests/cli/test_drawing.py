@@ -1,0 +1,28 @@
+"""Presets, recall and pictures to start from, on the command line."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from tests.cli.conftest import CommandLine
+
+SMALL = ("--size", "64x64", "--steps", "2")
+
+
+def drawn(studio: CommandLine, folder: Path, *arguments: str | Path) -> Path:
+    said = studio("generate", "--json", "--output", folder, *arguments)
+    assert said.code == 0, said.err
+    return Path(next(line["path"] for line in said.lines if line["kind"] == "image"))
+
+
+def test_a_preset_and_a_recalled_picture_fill_in_what_is_not_given(studio: CommandLine, tmp_path: Path) -> None:
+    assert studio("presets", "save", "Ink", "--prompt", "{prompt}, blueprint style", "--steps", "2", "--format", "webp").code == 0
+    assert "Ink: {prompt}, blueprint style, steps 2, format webp" in studio("presets", "list").out
+    first = drawn(studio, tmp_path / "a", "--preset", "Ink", "--prompt", "cat {face|paw}", "--seed", "4", "--size", "64x64")
+    assert first.suffix == ".webp"
+    again = drawn(studio, tmp_path / "b", "--recall", first)
+    assert again.read_bytes() == first.read_bytes()
+    other = drawn(studio, tmp_path / "c", "--recall", first, "--init-image", first, "--strength", "0.5", "--format", "png")
+    with Image.open(other) as image:
+        assert ", blueprint style" in image.info["parameters"] and "Denoising strength: 0.5, Init image hash" in image.info["parameters"]
+    assert studio("generate", "--preset", "absent", "--output", tmp_path / "d").err.strip().endswith("no preset 'absent'; known are Ink")
