@@ -34,6 +34,10 @@ class Changes(BaseModel):
     changes: dict[str, Any] = Field(default={}, description="settings that are to be other ones")
 
 
+class Evaluation(BaseModel):
+    images: str | None = Field(default=None, max_length=300, description="image set to measure by; without it the pictures that the run held out")
+
+
 class Token(BaseModel):
     token: str = Field(min_length=1, max_length=200)
 
@@ -178,6 +182,15 @@ def _steer(router: APIRouter, workspace: Workspace) -> None:
     def duplicate(id: str, body: Changes, idempotency_key: Key = "") -> dict[str, Any]:
         _no_output(body.changes)
         return public(jobs.duplicate(id, body.changes, idempotency_key))
+
+    @router.post("/{id}/fork", status_code=201)
+    def fork(id: str, body: Changes, idempotency_key: Key = "") -> dict[str, Any]:
+        _no_output(body.changes)
+        return public(jobs.fork(id, body.changes, idempotency_key))
+
+    @router.post("/{id}/evaluate", status_code=201)
+    def evaluate(id: str, body: Evaluation) -> dict[str, Any]:
+        return public(jobs.evaluate(id, body.images))
 
     @router.delete("/{id}")
     def remove(id: str) -> dict[str, Any]:

@@ -46,6 +46,9 @@ def build_parser() -> Parser:
     _add_generate(verbs)
     _add_presets(verbs)
     _add_export(verbs)
+    evaluate = _verb(verbs, "evaluate", "runs.evaluate", "the loss of every checkpoint of a run on pictures it has not seen, and which is best")
+    evaluate.add_argument("run_name", metavar="RUN", help="a training run, by name or id")
+    evaluate.add_argument("--images", metavar="SET", help="an image set to measure by; without it the pictures that the run held out")
     inspect = _verb(verbs, "inspect", "files.inspect", "what a file is: kind, family, rank, modules, metadata, hashes, and which programs load it")
     inspect.add_argument("file", metavar="FILE", help="a .safetensors file")
     inspect.add_argument("--base", metavar="BASE", help="say whether it fits this base model too")
@@ -93,6 +96,7 @@ def _add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
     train = _verb(verbs, "train", "runs.train", "one training run in the foreground")
     train.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings by their names with underscores; flags win over it")
     train.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped; with --steps N, train a finished one N steps further")
+    train.add_argument("--fork", action="store_true", help="with --resume RUN or RUN@STEP: a new run from its weights, with the settings named here changed")
     add_settings(train, TrainConfig)
 
 

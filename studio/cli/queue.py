@@ -3,8 +3,9 @@
 import argparse
 
 from studio.cli.follow import follow as watch
+from studio.cli.judging import curve
 from studio.cli.opening import opened
-from studio.cli.output import details, listing, tell
+from studio.cli.output import details, emit, listing, tell, values
 from studio.errors import SettingsError
 
 COLUMNS = {"ID": "id", "KIND": "kind", "NAME": "name", "STATE": "state", "STEP": "step", "OF": "total", "WHAT": "message"}
@@ -17,7 +18,12 @@ def list_jobs(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
-        return details(workspace.jobs.show(arguments.id), as_json=arguments.json)
+        job, looks = workspace.jobs.show(arguments.id), workspace.jobs.validations(arguments.id)
+        if arguments.json:
+            emit({**values(job), "validations": values(looks)})
+            return 0
+        details(job, as_json=False)
+        return curve(looks)
 
 
 def cancel(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from studio.cli.flags import locate, settings_from
 from studio.cli.follow import follow
+from studio.cli.judging import verdict
 from studio.cli.opening import knows, opened
 from studio.cli.output import emit, tell, verdicts
 from studio.config import BaseChoice, GenerateConfig, TrainConfig, build
@@ -40,14 +41,40 @@ def train(arguments: argparse.Namespace) -> int:
 
 def _resume(arguments: argparse.Namespace) -> int:
     given = {name for name in TrainConfig.model_fields if name in vars(arguments)} | ({"config"} if arguments.config else set())
+    if arguments.fork:
+        return _fork(arguments)
     others = ", ".join(sorted(given - {"steps"}))
     if others:
-        raise SettingsError(f"--resume goes on with the settings of the run; leave out {others}, or start a new run with --start-from")
+        raise SettingsError(f"--resume goes on with the settings of the run; leave out {others}, or start a new run from its weights with --fork")
     if "steps" in given and not arguments.steps.isdecimal():
         raise SettingsError(f"setting steps {arguments.steps!r}: with --resume, name how many steps more")
     with opened(arguments) as workspace:
         job = workspace.jobs.extend(arguments.resume, int(arguments.steps)) if "steps" in given else workspace.jobs.resume(arguments.resume)
         return _watch(workspace, job.id, arguments.json, seen=_locator(workspace, job.id))
+
+
+def _fork(arguments: argparse.Namespace) -> int:
+    """A new run from another's weights; the settings named are changed, all others are those of that run."""
+    if arguments.config:
+        raise SettingsError("--fork takes the settings of the run; name the ones to change as flags instead of a file")
+    changes = {name: getattr(arguments, name) for name in TrainConfig.model_fields if name in vars(arguments)}
+    with opened(arguments) as workspace:
+        if "images" in changes:
+            changes["images"] = locate(changes["images"], lambda name: knows(workspace.sets.show, name))
+        if changes.get("output"):
+            changes["output"] = _absolute(changes["output"])
+        job = workspace.jobs.fork(arguments.resume, changes)
+        return _watch(workspace, job.id, arguments.json, seen=_locator(workspace, job.id, changes.get("output")))
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        images = locate(arguments.images, lambda name: knows(workspace.sets.show, name)) if arguments.images else None
+        job = workspace.jobs.evaluate(arguments.run_name, images)
+        code = _watch(workspace, job.id, arguments.json)
+        if code == 0 and not arguments.json:
+            verdict(workspace.jobs.show(job.id).result)
+        return code
 
 
 def generate(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from studio.errors import NotFound
-from studio.events import TERMINAL, Checkpoint, Event, Exported, Warned, from_line, to_line
+from studio.events import TERMINAL, Checkpoint, Event, Exported, Validation, Warned, from_line, to_line
 from studio.killpoints import reached
 from studio.library.files import or_nothing, write_whole
 from studio.library.layout import checked_id
@@ -149,7 +149,16 @@ class JobFolder:
 
     def checkpoints(self) -> list[Checkpoint]:
         """Checkpoints whose file is still there, oldest first; one a step."""
-        found = {event.step: event for event in self.read()[0] if isinstance(event, Checkpoint) and (self.path / event.adapter).is_file()}
+        return [event for event in self.promised() if (self.path / event.adapter).is_file()]
+
+    def promised(self) -> list[Checkpoint]:
+        """Checkpoints that were told of, oldest first; one a step. A run that goes on passes over the damaged ones and says so."""
+        found = {event.step: event for event in self.read()[0] if isinstance(event, Checkpoint)}
+        return [found[step] for step in sorted(found)]
+
+    def validations(self) -> list[Validation]:
+        """Looks at held-out pictures, oldest first; one a step."""
+        found = {event.step: event for event in self.read()[0] if isinstance(event, Validation)}
         return [found[step] for step in sorted(found)]
 
     def exports(self) -> list[Exported]:

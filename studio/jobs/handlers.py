@@ -186,7 +186,8 @@ def generate(work: Work) -> Iterator[Event]:
 
 def export(work: Work) -> Iterator[Event]:
     """Rewrite an adapter in a format for others, proven."""
-    yield Loading(phase="writing the LoRA file")
+    run, step = work.manifest.paths.get("run"), work.manifest.paths.get("step")
+    yield Loading(phase=f"writing the LoRA file of step {step}" if run else "writing the LoRA file")
     from studio.lora.header import THUMBNAIL
 
     config = build(ExportConfig, work.manifest.settings)
@@ -199,6 +200,11 @@ def export(work: Work) -> Iterator[Event]:
     elif picture:
         words |= exporting.thumbnail(picture)
     report = exporting.publish(adapter, target, config.format, config.dtype, words)
+    from studio.training import checkpoint
+
+    if checkpoint.is_checkpoint(source.parent):
+        given = checkpoint.check(source.parent)
+        report = {**report, "checkpoint": {"step": given.step, "best": given.best}}
     beside = exporting.side_files(target, picture) if config.side_files else []
     shown = target.as_posix() if config.output else target.relative_to(work.folder.path).as_posix()
     yield Exported(path=shown, report={**report, "side_files": beside})

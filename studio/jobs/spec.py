@@ -87,4 +87,11 @@ class BakeConfig(Settings):
     dtype: Literal["stored", "fp16", "bf16", "fp32"] = Field(default="stored", description="Number format; stored keeps that of the base (8 bits become fp16)")
 
 
+class EvaluateConfig(Settings):
+    """The held-out loss of every checkpoint of a run."""
+
+    run: str = Field(min_length=1, description="Training run, by name or id")
+    images: str | None = Field(default=None, description="Image set to measure by; empty takes the pictures that the run held out")
+
+
 TOOLS: Mapping[str, type[Settings]] = {"merge": MergeConfig, "resize": ResizeConfig, "extract": ExtractConfig, "bake": BakeConfig}

@@ -40,7 +40,7 @@ def again(db: Database, folder: JobFolder, message: str, retries: int) -> bool:
 def _begin(
     db: Database, folder: JobFolder, state: str, why: Literal["retry", "resume", "extend"], settings: Mapping[str, Any], warning: Warned | None = None
 ) -> None:
-    checkpoints = folder.checkpoints()
+    checkpoints = folder.promised()
     step = checkpoints[-1].step if checkpoints else 0
     if checkpoints:
         settings = {**settings, "start_from": str(folder.path / checkpoints[-1].path)}

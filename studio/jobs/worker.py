@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from studio.errors import Cancelled, Interrupted, NotFound, RunError
 from studio.events import TERMINAL, CancelledEvent, Event, Loading, PausedEvent, Started, Step
-from studio.jobs import tools
+from studio.jobs import evaluating, tools
 from studio.jobs.devices import torch_name
 from studio.jobs.failures import explain, kept
 from studio.jobs.folder import Claim, EventWriter, FolderRequests, JobFolder
@@ -29,7 +29,7 @@ from studio.library.layout import Layout
 
 POLL_SECONDS = 0.1
 LEAVING_SECONDS = 15.0
-ALL_HANDLERS = {**HANDLERS, **tools.HANDLERS}
+ALL_HANDLERS = {**HANDLERS, **tools.HANDLERS, **evaluating.HANDLERS}
 STEPS_TO_CANCEL = 2  # steps an engine may still take after a cancel before it is closed from here
 
 

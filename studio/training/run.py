@@ -185,13 +185,17 @@ class Run:
     def validate(self) -> Validation:
         """The held-out loss of the weights that the run gives. Before the first step it is the base's own, and no candidate for the best."""
         assert self.watch is not None
-        with self.shown(), evaluating(self.components.denoiser, self.components.device):
-            found = measure(self.plan.held, self.plan.config.seed, self._at_once(), lambda chosen: self.stepper.measure(self._micro(chosen)))
+        with self.shown(), evaluating(self.components):
+            found = measure(self.plan.held, self.plan.config.seed, self._at_once(), self.losses)
         counts = self.step % self.plan.config.validation_every == 0
         best = self.step > 0 and self.watch.judge(self.step, found.loss, counts=counts)
         low, high = found.interval() or (None, None)
         levels, pictures = found.by_level(), found.by_picture()
         return Validation(step=self.step, loss=found.loss, low=low, high=high, by_level=levels, by_picture=pictures, best=best, stale=self.watch.stale)
+
+    def losses(self, chosen: Sequence[tuple[Want, Draw]]) -> torch.Tensor:
+        """(B,) the losses of these pictures with their draws."""
+        return self.stepper.measure(self._micro(chosen))
 
     @property
     def best(self) -> int | None:

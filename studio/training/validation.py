@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from studio.data.cache import Want
 from studio.errors import RunError
+from studio.families.base import Components
 from studio.training import draws
 from studio.training.draws import Draw
 
@@ -64,15 +65,17 @@ def interval(values: Tensor) -> tuple[float, float] | None:
 
 
 @contextmanager
-def evaluating(denoiser: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients; mode and random state are put back afterwards."""
-    training = denoiser.training
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        denoiser.eval()
+def evaluating(c: Components) -> Iterator[None]:
+    """Evaluation mode of all loaded parts, without gradients; mode and random state are put back afterwards."""
+    before = {part: part.training for part in c.parts.values() if isinstance(part, nn.Module)}
+    with torch.no_grad(), torch.random.fork_rng([c.device] if c.device.type == "cuda" else []):
         try:
+            for part in before:
+                part.eval()
             yield
         finally:
-            denoiser.train(training)
+            for part, training in before.items():
+                part.train(training)
 
 
 @dataclass

@@ -13,12 +13,12 @@ from sqlalchemy.orm import Session
 
 from studio.config import GenerateConfig, TrainConfig, build
 from studio.errors import InputError, NotFound, RunError, StudioError
-from studio.events import TERMINAL, CancelledEvent, Event, Failed, Warned
+from studio.events import TERMINAL, CancelledEvent, Event, Failed, Validation, Warned
 from studio.jobs import stretch
 from studio.jobs.folder import EventWriter, JobFolder, Manifest
 from studio.jobs.progress import ENDED
 from studio.jobs.reconcile import row_of
-from studio.jobs.spec import TOOLS, Dtype, ExportConfig, Format
+from studio.jobs.spec import TOOLS, Dtype, EvaluateConfig, ExportConfig, Format
 from studio.library import trash
 from studio.library.database import Database
 from studio.library.layout import Layout, inside
@@ -173,9 +173,31 @@ class Jobs:
             return self.train(build(TrainConfig, asked), key)
         if manifest.kind == "generate":
             return self.generate(build(GenerateConfig, asked), key)
+        if manifest.kind == "evaluate":
+            return self.evaluate(**asked)
         if manifest.kind in TOOLS and self.tool is not None:
             return self.tool(manifest.kind, asked)
         return self.export(**asked)
+
+    def fork(self, ref: str, changes: Mapping[str, Any], key: str = "") -> JobRecord:
+        """A new run from the weights of a run, or of RUN@STEP, with its settings but for these; it says what differs."""
+        source = self.source(ref)
+        if not source.run:
+            raise InputError(f"{ref!r} is no training run; name one, or RUN@STEP for a checkpoint of it")
+        name = {} if "name" in changes else {"name": f"{self.show(source.run).name}-fork"}
+        return self.duplicate(source.run, {**name, **changes, "start_from": f"{source.run}@{source.step}"}, key)
+
+    def evaluate(self, run: str, images: str | None = None) -> JobRecord:
+        """Measure every checkpoint of a run by the pictures it held out, or by an image set it has not seen."""
+        job = self.show(run)
+        if job.kind != "train" or not self._folder(job.id).checkpoints():
+            raise InputError(f"job {job.name!r} has no checkpoints to evaluate; name a training run that has")
+        config = build(EvaluateConfig, {"run": job.id, "images": images})
+        return self.submit(plans.evaluate(config, self._folder(job.id).manifest(), self._sets))
+
+    def validations(self, ref: str) -> "list[Validation]":
+        """What a job found on held-out pictures, oldest first."""
+        return self._folder(self.show(ref).id).validations()
 
     def report(self, ref: str) -> dict[str, Any]:
         """The proof of the last file that a job wrote. Raises NotFound if it wrote none."""
@@ -233,10 +255,17 @@ class Jobs:
     def checkpoints(self, ref: str) -> "list[CheckpointRecord]":
         """Checkpoints of a run, oldest first; each can be exported by its ref."""
         id = self.show(ref).id
+        best = self._best(id)
         return [
-            CheckpointRecord(ref=f"{id}@{c.step}", step=c.step, path=c.adapter, bytes=c.bytes, sha256=c.sha256, created=c.time)
+            CheckpointRecord(ref=f"{id}@{c.step}", step=c.step, path=c.adapter, bytes=c.bytes, sha256=c.sha256, created=c.time, best=c.step == best)
             for c in self._folder(id).checkpoints()
         ]
+
+    def _best(self, id: str) -> int | None:
+        """The step with the lowest held-out loss, where the settings say that it is to be kept."""
+        folder = self._folder(id)
+        steps = [look.step for look in folder.validations() if look.best] if folder.manifest().settings.get("keep_best") else []
+        return steps[-1] if steps else None
 
     def file(self, ref: str, relative: str) -> Path:
         """A file of the job's folder, for example a sample or the exported LoRA."""
@@ -305,7 +334,8 @@ class Jobs:
         found = {c.step: c for c in self._folder(job.id).checkpoints()}
         if not found:
             raise InputError(f"run {job.name!r} has no checkpoint yet")
-        wanted = int(step) if at and step.isdigit() else max(found)
+        best = self._best(job.id) if job.state == "finished" else None
+        wanted = int(step) if at and step.isdigit() else best if best in found else max(found)
         if wanted not in found:
             raise NotFound(f"run {job.name!r} has no checkpoint of step {wanted}; there are {', '.join(map(str, found))}")
         path = self._layout.jobs / job.id / found[wanted].adapter

@@ -17,6 +17,7 @@ from studio.generation import prompt, wildcards
 from studio.jobs import trackers
 from studio.jobs.folder import Manifest
 from studio.jobs.handlers import base_values
+from studio.jobs.spec import EvaluateConfig
 from studio.library import adapters
 from studio.library.ids import new_id
 from studio.library.layout import check_writable
@@ -126,6 +127,20 @@ def export(config: Settings, source: Source) -> Manifest:
         raise InputError(f"output {values['output']} is the file that is read; name another one")
     paths = {"source": str(source.path), "run": source.run, "step": str(source.step)}
     return Manifest(id=new_id(), kind="export", name=safe_stem(source.name), config=config.model_dump(), settings=values, paths=paths, uses=source.uses)
+
+
+def evaluate(config: EvaluateConfig, run: Manifest, sets: Sets) -> Manifest:
+    """A measurement of a run's checkpoints, checked."""
+    trained = build(TrainConfig, run.settings)
+    if not config.images and not trained.validation_fraction:
+        raise InputError(f"run {run.name!r} trained on all its pictures; name an image set that it has not seen, with --images")
+    paths, uses = {"run": run.id, "images": run.paths["images"]}, [f"job:{run.id}", *(use for use in run.uses if use.startswith("set:"))]
+    if config.images:
+        images = sets.resolve(config.images)
+        paths["others"] = str(images.folder)
+        uses += [f"set:{images.id}"] if images.id else []
+    values = config.model_dump()
+    return Manifest(id=new_id(), kind="evaluate", name=run.name, config=values, settings=values, base=run.base, paths=paths, uses=uses)
 
 
 def writable(path: Path) -> Path:
