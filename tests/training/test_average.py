@@ -7,6 +7,7 @@ from torch import nn
 
 from studio.events import Sample
 from studio.lora import attach
+from studio.lora.adapter import LowRank
 from studio.training import checkpoint
 from studio.training.average import Average
 from studio.training.step import Weights
@@ -16,7 +17,7 @@ from .test_loop import outcome, told
 
 def layer(dtype=torch.float32) -> tuple[nn.Module, Weights]:
     module = nn.Linear(3, 2, bias=False)
-    return module, Weights(module, dtype)
+    return module, Weights({"weight": module.weight}, {"weight": 1.0}, dtype)
 
 
 def test_the_average_follows_its_formula():
@@ -82,7 +83,8 @@ def test_previews_see_the_average_and_disturb_nothing(studio, tmp_path, precisio
     seen = []
 
     def preview(c, step, folder):
-        seen.append({path: layer.up.clone() for path, layer in attach.collect(c).layers.items()})
+        ups = {name: p.detach().float() for name, p in c.denoiser.named_parameters() if attach.UP in name}
+        seen.append({f"unet.{name.partition('.lora_B.')[0]}": up.clone() for name, up in ups.items()})
         yield Sample(step=step, path="samples/1.png", prompt="p", seed=1)
 
     values = {"steps": 3, "ema_decay": 0.99, "precision": precision}
@@ -91,7 +93,9 @@ def test_previews_see_the_average_and_disturb_nothing(studio, tmp_path, precisio
     shown = checkpoint.adapter(tmp_path / "a" / "checkpoints" / "step-000003")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for path, up in seen[0].items():
-        assert torch.equal(up, shown.layers[path].up.to(dtype).float())
+        layer = shown.layers[path]
+        assert isinstance(layer, LowRank)
+        assert torch.equal(up, layer.up.to(dtype).float())
 
 
 def test_resuming_with_an_average_equals_an_unbroken_run(studio, tmp_path):
