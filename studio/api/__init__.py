@@ -1,5 +1,6 @@
 """HTTP and WebSocket routes over one Workspace."""
 
+import errno
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,6 +36,7 @@ def app(workspace: Workspace) -> FastAPI:
     application.add_exception_handler(StudioError, _told)
     application.add_exception_handler(RequestValidationError, _invalid)
     application.add_exception_handler(HTTPException, _refused)
+    application.add_exception_handler(OSError, _disk_refuses)
     application.add_exception_handler(Exception, _unexpected)
     application.add_middleware(Guard)
     return application
@@ -58,6 +60,12 @@ def _invalid(_: Request, error: Exception) -> Response:
 def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": str(error.detail)}, status_code=error.status_code)
+
+
+def _disk_refuses(request: Request, error: Exception) -> Response:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return JSONResponse({"error": "the disk is full; free some space and do it again"}, status_code=507)
+    return _unexpected(request, error)
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """The command line: `lora-studio VERB ...`. One place turns errors into exit codes."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -23,3 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more can reach it
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print("lora-studio: the disk is full; free some space and do it again", file=sys.stderr)
+        return StudioError.exit_code

@@ -9,22 +9,30 @@ from typing import Any
 from studio.errors import Interrupted, StudioError
 from studio.events import Checkpoint, Failed
 
+# How torch and the libraries below it begin what they say of a device that failed
+DEVICE_ERRORS = ("CUDA error:", "HIP error:", "CUBLAS_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_EXECUTION_FAILED", "XPU error:")
+
 
 def explain(error: BaseException, settings: Mapping[str, Any], folder: Path, checkpoints: Sequence[Checkpoint]) -> Failed:
     """The event for an error that ended a job. The traceback belongs into log.txt, not here."""
     held = kept(checkpoints)
     if isinstance(error, Interrupted):
-        return Failed(message=str(error), remedy="resume goes on from there" if held else "retry starts it again", kept=held, error="Interrupted")
+        return Failed(message=str(error), remedy=_again(held), kept=held, error="Interrupted")
+    if _disk_full(error):
+        free = shutil.disk_usage(folder).free / 1e6
+        what = str(error) if isinstance(error, StudioError) else "the disk is full"
+        return Failed(message=f"{what} ({free:.1f} MB free)", remedy=f"free some space, then {_again(held)}", kept=held, error="RunError")
     if isinstance(error, StudioError):
         kind = next(kind for kind in type(error).__mro__ if kind.__module__ == StudioError.__module__)  # a room may refine a shared error
         return Failed(message=str(error), kept=held, error=kind.__name__)
     if _out_of_memory(error):
         return Failed(message="the device ran out of memory", remedy=lower_setting(settings), kept=held, error="RunError")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(folder).free / 1e6
-        return Failed(message=f"the disk is full ({free:.0f} MB free)", remedy="free some space, then go on with resume", kept=held, error="RunError")
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-    return Failed(message=f"{type(error).__name__}: {first[:300]}", remedy="see log.txt of the job for the whole report", kept=held, error="RunError")
+    if device_lost(error):
+        message = f"the device stopped answering ({_first_line(error)[:200]}); the next job gets a new process"
+        return Failed(message=message, remedy=f"{_again(held)}; if it happens again, look into the driver's log", kept=held, error="RunError")
+    return Failed(
+        message=f"{type(error).__name__}: {_first_line(error)[:300]}", remedy="see log.txt of the job for the whole report", kept=held, error="RunError"
+    )
 
 
 def kept(checkpoints: Sequence[Checkpoint]) -> str:
@@ -51,6 +59,32 @@ def lower_setting(settings: Mapping[str, Any]) -> str:
     if min(width, height) > 512:
         return f"set the size to {width * 3 // 4 // 64 * 64}x{height * 3 // 4 // 64 * 64}"
     return "close other programs that use the device, or set precision to bf16"
+
+
+def _again(held: str) -> str:
+    return "resume goes on from there" if held else "retry starts it again"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether this error, or one behind it, says that the disk or its quota is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if type(error).__name__ == "SafetensorError" and "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def device_lost(error: BaseException) -> bool:
+    """Whether the device, or this process' hold on it, is gone: whatever is asked of it from now on fails too."""
+    text = str(error)
+    named = type(error).__name__ == "AcceleratorError" or (isinstance(error, RuntimeError) and any(word in text for word in DEVICE_ERRORS))
+    return named and not _out_of_memory(error)
 
 
 def _out_of_memory(error: BaseException) -> bool:

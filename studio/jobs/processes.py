@@ -52,7 +52,7 @@ def own_node() -> str:
 
 
 class WorkerFolder:
-    """workers/<device>/, or workers/<node>@<device>/: inbox/ of job ids, worker.json, stop, lock, log.txt."""
+    """workers/<device>/, or workers/<node>@<device>/: inbox/ of job ids, worker.json, stop, lock, log.txt, reserve."""
 
     def __init__(self, workers: Path, device: str, node: str = "") -> None:
         self.device = device
@@ -79,6 +79,15 @@ class WorkerFolder:
     @property
     def log(self) -> Path:
         return self.path / "log.txt"
+
+    @property
+    def reserve(self) -> Path:
+        return self.path / "reserve"
+
+    def keep_reserve(self, n_bytes: int) -> None:
+        """Keep so much room on the disk for the moment when there is none left."""
+        if not self.reserve.exists():
+            self.reserve.write_bytes(os.urandom(n_bytes))  # zeros would be kept as nothing by file systems that compress
 
     def create(self) -> "WorkerFolder":
         self.inbox.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,10 @@ from studio.errors import Cancelled, Interrupted, NotFound, RunError
 from studio.events import TERMINAL, CancelledEvent, Event, Loading, PausedEvent, Started, Step
 from studio.jobs import evaluating, tools
 from studio.jobs.devices import torch_name
-from studio.jobs.failures import explain, kept
+from studio.jobs.failures import device_lost, explain, kept
 from studio.jobs.folder import Claim, EventWriter, FolderRequests, JobFolder
 from studio.jobs.handlers import HANDLERS, Warm, Work
+from studio.jobs.log import redirected
 from studio.jobs.processes import HEARTBEAT_SECONDS, WorkerFolder, WorkerState, own_node, own_start
 from studio.killpoints import reached
 from studio.library.layout import Layout
@@ -30,6 +31,7 @@ from studio.library.layout import Layout
 POLL_SECONDS = 0.1
 LEAVING_SECONDS = 15.0
 ALL_HANDLERS = {**HANDLERS, **tools.HANDLERS, **evaluating.HANDLERS}
+RESERVE_BYTES = 2**16  # kept on the disk so that a claim and a last word fit when nothing else does
 STEPS_TO_CANCEL = 2  # steps an engine may still take after a cancel before it is closed from here
 
 
@@ -77,7 +79,8 @@ class Worker:
             time.sleep(HEARTBEAT_SECONDS)
 
     def _note(self, **changes: str) -> None:
-        with self._writing, contextlib.suppress(PermissionError):  # on Windows while somebody reads it: the next beat comes
+        # The next beat comes: on Windows somebody may be reading it, and a disk that is full now may have room then
+        with self._writing, contextlib.suppress(OSError):
             self._state = self._state.model_copy(update={**changes, "beat": time.time()})
             self._home.write_state(self._state)
 
@@ -93,7 +96,12 @@ class Worker:
         begun = folder.claim() is not None  # handed in twice, or left by a worker that died: not ours to run again
         devices = taken.read_text() or self._state.device
         if not begun:
-            folder.write_claim(self._claim(folder.manifest().segment.number, devices))
+            claim = self._claim(folder.manifest().segment.number, devices)
+            try:
+                folder.write_claim(claim)
+            except OSError:
+                self._home.reserve.unlink(missing_ok=True)
+                folder.write_claim(claim)
         taken.unlink(missing_ok=True)
         reached("claim")
         if not begun:
@@ -105,6 +113,8 @@ class Worker:
 
     def _run(self, folder: JobFolder, devices: str) -> None:
         self._note(job=folder.id)
+        with contextlib.suppress(OSError):  # without it, less is said of a disk that fills up
+            self._home.keep_reserve(RESERVE_BYTES)
         writer = EventWriter(folder.events_file)
         try:
             with open(folder.log, "a", encoding="utf-8", buffering=1) as log, redirected(log.fileno()):
@@ -115,12 +125,14 @@ class Worker:
             self._note(job="", base=self._warm.name)
 
     def _tell(self, folder: JobFolder, writer: EventWriter, event: Event) -> None:
-        """Append an event. A disk that has no room for it may have some for the last word; this process ends in any case."""
+        """Append an event. If the disk has no room for it, the room kept for that takes the last word, and this process ends."""
         try:
             writer.append(event)
         except OSError as error:
+            last = event if event.kind in TERMINAL else explain(error, {}, folder.path, folder.checkpoints())
+            self._home.reserve.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                writer.append(explain(error, {}, folder.path, folder.checkpoints()))
+                writer.append(last)
             raise
 
     def _events(self, folder: JobFolder, devices: str) -> Iterator[Event]:
@@ -150,6 +162,7 @@ class Worker:
         except Exception as error:  # the border of the process: whatever happened becomes the job's last event
             traceback.print_exc()
             self._warm.free()
+            self._leaving = self._leaving or device_lost(error)  # nothing works any more in a process that lost its device
             yield explain(error, manifest.settings, folder.path, folder.checkpoints())
 
 
@@ -171,24 +184,6 @@ def stoppable(events: Iterator[Event], requests: FolderRequests) -> Iterator[Eve
         close = getattr(events, "close", None)
         if close is not None:
             close()
-
-
-@contextlib.contextmanager
-def redirected(target: int) -> Iterator[None]:
-    """Standard output and error of the whole process, native libraries included, go to `target` meanwhile."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(1), os.dup(2)]
-    try:
-        os.dup2(target, 1)
-        os.dup2(target, 2)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, copy in zip((1, 2), saved, strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
 
 
 def main(data: str, device: str) -> int:

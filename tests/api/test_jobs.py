@@ -1,3 +1,4 @@
+import errno
 import json
 from pathlib import Path
 
@@ -138,3 +139,13 @@ def test_the_schema_of_settings_is_the_settings_class(client: TestClient) -> Non
     assert schema["additionalProperties"] is False
     assert "learning_rate" in json.dumps(schema)
     assert client.get("/api/settings/other").status_code == 422
+
+
+def test_a_full_disk_is_told_as_one(client: TestClient, filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("studio.workspace.sets.write_whole", full)
+    name = client.get(f"/api/sets/{filled}").json()["pictures"][0]["name"]
+    reply = client.patch(f"/api/sets/{filled}/pictures/{name}", json={"caption": "new"})
+    assert (reply.status_code, reply.json()["error"]) == (507, "the disk is full; free some space and do it again")
