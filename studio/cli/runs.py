@@ -15,6 +15,7 @@ from studio.cli.judging import verdict
 from studio.cli.opening import knows, opened
 from studio.cli.output import emit, tell, verdicts
 from studio.config import BaseChoice, GenerateConfig, TrainConfig, build
+from studio.config.training.showing import repeats_of
 from studio.errors import BaseError, InputError, SettingsError
 from studio.events import Event, Exported, Image, Sample
 
@@ -27,7 +28,7 @@ def train(arguments: argparse.Namespace) -> int:
         return _resume(arguments)
     config = settings_from(TrainConfig, arguments)
     with opened(arguments) as workspace:
-        changes = _base_paths(workspace, config) | {"images": locate(config.images, lambda name: knows(workspace.sets.show, name))}
+        changes = _base_paths(workspace, config) | _sets(workspace, config)
         if config.output:
             changes["output"] = _absolute(config.output)
         if config.start_from:
@@ -37,6 +38,16 @@ def train(arguments: argparse.Namespace) -> int:
         if code == 0 and not arguments.json:
             tell(f"draw with it: lora-studio generate --base {config.base} --lora {config.name} --prompt TEXT --output DIR")
         return code
+
+
+def _sets(workspace: "Workspace", config: TrainConfig) -> dict[str, object]:
+    """All image sets of a run, absolute where they are folders."""
+
+    def found(name: str) -> str:
+        return locate(name, lambda name: knows(workspace.sets.show, name))
+
+    several = {key: tuple(f"{found(name)}={n}" for name, n in repeats_of(getattr(config, key)).items()) for key in ("more_images", "regularization_images")}
+    return {"images": found(config.images), **{key: names for key, names in several.items() if names}}
 
 
 def _resume(arguments: argparse.Namespace) -> int:

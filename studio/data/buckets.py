@@ -113,17 +113,20 @@ class Order:
 
     buckets: tuple[Size, ...]  # of each picture
     batch_size: int
-    repeats: int
+    repeats: tuple[int, ...]  # of each picture
     seed: int
     _epochs: dict[int, list[list[Item]]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def items(self) -> int:
-        return len(self.buckets) * self.repeats
+        return sum(self.repeats)
 
     @property
     def batches_per_epoch(self) -> int:
-        return sum(math.ceil(n * self.repeats / self.batch_size) for n in Counter(self.buckets).values())
+        sizes: Counter[Size] = Counter()
+        for bucket, repeats in zip(self.buckets, self.repeats, strict=True):
+            sizes[bucket] += repeats
+        return sum(math.ceil(n / self.batch_size) for n in sizes.values())
 
     def batch(self, number: int) -> list[Item]:
         """The batch that is `number`-th since the start of training, counted from 0."""
@@ -137,8 +140,8 @@ class Order:
         """All batches of an epoch: a permutation that depends on the seed and the epoch alone."""
         draw = random.Random(f"order {self.seed} {epoch}")
         groups: dict[Size, list[Item]] = {}
-        for number in range(self.items):
-            picture = number // self.repeats
+        pictures = (picture for picture, repeats in enumerate(self.repeats) for _ in range(repeats))
+        for number, picture in enumerate(pictures):
             groups.setdefault(self.buckets[picture], []).append(Item(number, picture))
         batches = []
         for items in groups.values():
@@ -152,5 +155,7 @@ class Order:
         return math.ceil(epochs * self.batches_per_epoch / accumulation)
 
 
-def order(crops: Sequence[Crop], batch_size: int, repeats: int, seed: int) -> Order:
-    return Order(tuple(c.bucket for c in crops), batch_size, repeats, seed)
+def order(crops: Sequence[Crop], batch_size: int, repeats: int | Sequence[int], seed: int) -> Order:
+    """repeats: of every picture, or of each."""
+    each = [repeats] * len(crops) if isinstance(repeats, int) else repeats
+    return Order(tuple(c.bucket for c in crops), batch_size, tuple(each), seed)

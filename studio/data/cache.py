@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.data import masks
 from studio.data.buckets import Crop
 from studio.data.images import Picture
 from studio.errors import BaseError, ImageError, RunError
@@ -38,12 +39,13 @@ RESIDENT_BYTES = 2**30  # tensors kept on the device between batches; the rest i
 
 @dataclass(frozen=True)
 class Batch:
-    """latents (B, C, h, w) fp32; conditioning batch first; sizes (B, 6) fp32, pixels."""
+    """latents (B, C, h, w) fp32; conditioning batch first; sizes (B, 6) fp32, pixels; masks (B, 1, h, w) fp32, how much each place counts."""
 
     latents: "Tensor"
     conditioning: Conditioning
     sizes: "Tensor"
     names: tuple[str, ...]
+    masks: "Tensor | None" = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Want:
     crop: Crop
     mirrored: bool
     caption: str
+    masked: bool = False
+    weight: float = 1.0  # of its loss
+    prior: bool = False  # its target is what the base alone predicts
 
 
 @dataclass
@@ -78,6 +83,15 @@ class Cache:
         latents = {self.latent_key(want): want for want in wants}
         yield from self._fill("text", "Reading captions", captions, self._encode_caption)
         yield from self._fill("vae", "Encoding pictures", latents, self._encode_picture)
+        yield from self._fill_masks({self.mask_key(want): want for want in wants if want.masked})
+
+    def _fill_masks(self, wants: Mapping[str, Want]) -> Iterator[Event]:
+        missing = {key: want for key, want in wants.items() if not _valid(self._path(key))}
+        for done, (key, want) in enumerate(missing.items(), start=1):
+            height, width = self._read(self.latent_key(want))["latents"].shape[-2:]
+            found = masks.grid(want.picture.path, want.picture.mask, want.crop, want.mirrored, (height, width))
+            _write(self._path(key), {"mask": found.contiguous()})
+            yield Loading(phase="Reading masks", done=done, total=len(missing))
 
     def _fill(self, part: Part, phase: str, wants: Mapping[str, Want], encode: "Callable[[Components, Want], dict[str, Tensor]]") -> Iterator[Event]:
         missing = {key: want for key, want in wants.items() if not _valid(self._path(key))}
@@ -109,12 +123,19 @@ class Cache:
         texts = [self._read(self.text_key(want.caption)) for want in wants]
         conditioning = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
         sizes = torch.tensor([want.crop.sizes(want.mirrored) for want in wants], dtype=torch.float32, device=self.device)
-        return Batch(latents, conditioning, sizes, tuple(want.picture.name for want in wants))
+        counted = None
+        if any(want.masked for want in wants):
+            whole = torch.ones_like(latents[0, :1])
+            counted = torch.stack([self._read(self.mask_key(want))["mask"] if want.masked else whole for want in wants])
+        return Batch(latents, conditioning, sizes, tuple(want.picture.name for want in wants), counted)
 
     def latent_key(self, want: Want) -> str:
         crop = want.crop
         cut = [crop.resized, crop.left, crop.top, crop.bucket, want.mirrored]
         return _hash("latents", self._identity("vae"), want.picture.sha256, cut)
+
+    def mask_key(self, want: Want) -> str:
+        return _hash("mask", self.latent_key(want), want.picture.mask_sha256)
 
     def text_key(self, caption: str) -> str:
         return _hash("text", self._identity("text"), str(self.dtype), caption)

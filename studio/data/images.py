@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from studio.data.captions import MAX_CAPTION_BYTES, caption_files, caption_of, decode_caption
+from studio.data.captions import MAX_CAPTION_BYTES, caption_files, caption_lines, caption_of, decode_caption, numbered_captions
 from studio.data.decoding import PictureError, check_size, decode, named, open_picture, read_bytes, upright_size
+from studio.data.masks import is_mask_name, mask_files, mask_of
 from studio.errors import ImageError
 
 __all__ = ["ImageSet", "Picture", "PictureError", "decode", "read_set"]
@@ -20,7 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a set; width and height as seen upright, sha256 of the file's bytes."""
+    """A picture of a set; width and height as seen upright, sha256 of the file's bytes. `captions`: one text a line or numbered file, if there are several."""
 
     name: str
     path: Path
@@ -28,6 +29,18 @@ class Picture:
     height: int
     sha256: str
     caption: str
+    captions: tuple[str, ...] = ()
+    mask: Path | None = None
+    mask_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Companion:
+    """Another set of the same run: how often an epoch shows each of its pictures, and whether it only keeps the base as it was."""
+
+    images: "ImageSet"
+    repeats: int = 1
+    regular: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class ImageSet:
     kind: str = ""
     licence: str = ""
     description: str = ""
+    companions: tuple[Companion, ...] = ()
 
 
 def read_set(folder: Path) -> ImageSet:
@@ -58,7 +72,9 @@ def read_set(folder: Path) -> ImageSet:
         raise ImageError(f"image set {folder.name}: cannot be read ({error.strerror})") from error
     about = read_about(folder)
     captions = caption_files(files)
-    pictures = tuple(_read_picture(path, captions) for name, path in sorted(files.items()) if is_picture_name(name) or _unnamed(path))
+    seen = [(name, path) for name, path in sorted(files.items()) if not is_mask_name(name) and (is_picture_name(name) or _unnamed(path))]
+    masks = mask_files(folder, files)
+    pictures = tuple(_read_picture(path, captions, mask_of(name, masks)) for name, path in seen)
     if not pictures:
         nested = any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
         way_out = "import the folder to take its sub-folders in" if nested else f"it takes {', '.join(SUFFIXES)}"
@@ -108,17 +124,20 @@ def about_fields(found: Any) -> dict[str, str]:
     return {key: found[key] for key in known if isinstance(found.get(key), str)} if isinstance(found, dict) else {}
 
 
-def _read_picture(path: Path, captions: Mapping[str, Path]) -> Picture:
+def _read_picture(path: Path, captions: Mapping[str, Path], mask: Path | None) -> Picture:
     try:
         status = path.stat()
         width, height, sha256 = _measure(path, status.st_size, status.st_mtime_ns)
         beside = caption_of(path.name, captions)
-        caption = decode_caption(read_bytes(beside)) if beside else ""
+        text = read_bytes(beside) if beside else b""
+        numbered = [decode_caption(read_bytes(more)) for more in numbered_captions(path.name, captions)]
+        caption, several = decode_caption(text), [*caption_lines(text), *numbered]
+        mask_sha256 = hashlib.sha256(read_bytes(mask)).hexdigest() if mask else ""
     except OSError as error:
         raise ImageError(f"{path.name}: cannot be read ({error.strerror})") from error
     except PictureError as error:
         raise named(error, path) from error.__cause__
-    return Picture(path.name, path, width, height, sha256, caption)
+    return Picture(path.name, path, width, height, sha256, caption, tuple(several) if len(several) > 1 else (), mask, mask_sha256)
 
 
 @lru_cache(maxsize=50_000)

@@ -10,14 +10,16 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from studio.data import jpeg
 from studio.data.archives import Item
-from studio.data.captions import CAPTION_SUFFIXES, caption_files, caption_of, decode_caption, fold
+from studio.data.captions import CAPTION_SUFFIXES, caption_files, caption_lines, caption_of, fold, numbered_captions
 from studio.data.decoding import Decoded, PictureError, decode_noted, pixel_hash
 from studio.data.images import about_fields, is_picture_name, regular_files, upright_size_of
+from studio.data.masks import ENDING, is_mask_name
+from studio.data.masks import FOLDER as MASKS
 from studio.data.names import safe_stem
 
 CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")
@@ -55,7 +57,7 @@ class Report:
 
     @property
     def pictures(self) -> int:
-        return sum(is_picture_name(item.stored) for item in self.accepted)
+        return sum(is_picture_name(item.stored) and not is_mask_name(item.stored) for item in self.accepted)
 
 
 @dataclass(frozen=True)
@@ -76,26 +78,29 @@ class Intake:
         self.report = report
         present = list(regular_files(folder))
         self.stems = {fold(path.stem) for path in present}
-        self.known = [_Known(".", path.name, path.name) for path in present if is_picture_name(path.name)]
+        self.known = [_Known(".", path.name, path.name) for path in present if is_picture_name(path.name) and not is_mask_name(path.name)]
         self.unhashed = {known.stored for known in self.known}
         self.by_pixels: dict[str, str] = {}
 
     def take(self, items: Sequence[Item], progress: Progress | None = None) -> None:
-        """Pictures first, so that captions find theirs whatever the order they came in."""
+        """Pictures first, so that masks and captions find theirs whatever the order they came in."""
         done = 0
-        others = [item for item in items if not _is_caption(item)]
+        masks = [item for item in items if _is_mask(item)]
         captions = [item for item in items if _is_caption(item)]
+        others = [item for item in items if not _is_caption(item) and not _is_mask(item)]
         wanted: dict[int, list[_Known]] = {}
-        for item in others + captions:
+        for item in others + masks + captions:
             if progress:
                 progress(done, len(items), item.name)
-            if done == len(others):
+            if done == len(others) + len(masks):
                 wanted = self._pair(captions)
             try:
                 if any(is_clutter(part) for part in item.inner.parts):
                     self._skip(item, "hidden", "a hidden or system file, not a picture")
                 elif _is_caption(item):
                     self._take_caption(item, wanted.get(id(item), []))
+                elif _is_mask(item):
+                    self._take_mask(item)
                 elif item.inner.name.lower() == "set.json":
                     self._take_about(item)
                 else:
@@ -144,18 +149,31 @@ class Intake:
         wanted: dict[int, list[_Known]] = {}
         for known in self.known:
             caption = caption_of(known.name, beside.get(known.home, {}))
-            if caption:
-                wanted.setdefault(id(caption), []).append(known)
+            for item in [*([caption] if caption else []), *numbered_captions(known.name, beside.get(known.home, {}))]:
+                wanted.setdefault(id(item), []).append(known)
         return wanted
+
+    def _take_mask(self, item: Item) -> None:
+        home, stem = mask_target(item.home, item.inner)
+        known = next((known for known in self.known if known.home == home and fold(PurePath(known.name).stem) == stem), None)
+        if known is None:
+            self._skip(item, "no_picture", "a mask, and no picture of this name is in the set")
+            return
+        found = decode_noted(item.read()).image.convert("L")
+        out = io.BytesIO()
+        found.save(out, "PNG")
+        path = self.folder / f"{Path(known.stored).stem}{ENDING}.png"
+        write(path, out.getvalue())
+        self.report.accepted.append(Accepted(item.name, path.name))
 
     def _take_caption(self, item: Item, pictures: Sequence[_Known]) -> None:
         if not pictures:
             self._skip(item, "no_picture", "no picture of this name is in the set, or another caption goes before it")
             return
-        text = decode_caption(item.read())
+        text = "\n".join(caption_lines(item.read()))
         written = ""
         for known in pictures:
-            path = self.folder / f"{Path(known.stored).stem}.txt"
+            path = self.folder / f"{Path(known.stored).stem}{_number(item, known)}.txt"
             if not (known.keep_caption and path.exists()):
                 write(path, (text + "\n").encode())
                 written = written or path.name
@@ -211,6 +229,23 @@ def sync(folder: Path) -> None:
 
 def _is_caption(item: Item) -> bool:
     return item.inner.suffix.lower() in CAPTION_SUFFIXES
+
+
+def _number(item: Item, known: _Known) -> str:
+    """What stands between the picture's name and the suffix of a further caption: `.1` of `cat.1.txt`."""
+    own = fold(item.inner.stem)
+    return PurePath(own).suffix if own not in (fold(known.name), fold(PurePath(known.name).stem)) else ""
+
+
+def _is_mask(item: Item) -> bool:
+    return is_picture_name(item.inner.name) and (is_mask_name(item.inner.name) or item.inner.parent.name == MASKS)
+
+
+def mask_target(home: str, inner: PurePath) -> tuple[str, str]:
+    """Where the picture of a mask lies, and its folded stem."""
+    if is_mask_name(inner.name):
+        return home, fold(inner.stem[: -len(ENDING)])
+    return f"{home[: -len(str(inner.parent))]}{inner.parent.parent}", fold(inner.stem)
 
 
 def _clean_copy(content: bytes, found: Decoded, pixels: str) -> tuple[bytes, str]:

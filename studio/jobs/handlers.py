@@ -12,6 +12,7 @@ from studio.events import Checkpoint, Event, Exported, Finished, Loading, Sample
 from studio.families.base import Base
 from studio.jobs import exporting, ranks, trackers
 from studio.jobs.folder import FolderRequests, JobFolder, Manifest
+from studio.jobs.sets import read_sets
 from studio.jobs.spec import ExportConfig
 from studio.killpoints import reached
 from studio.library.layout import Layout
@@ -81,7 +82,6 @@ def base_from(values: Mapping[str, Any]) -> Base:
 
 def train(work: Work) -> Iterator[Event]:
     """Train, then write the adapter for others and read it back; only then is the run finished."""
-    from studio.data.images import read_set
     from studio.training import checkpoint
 
     yield Loading(phase="starting")
@@ -95,7 +95,7 @@ def train(work: Work) -> Iterator[Event]:
             finished = event
             break
         if isinstance(event, Started):
-            images = read_set(Path(work.manifest.paths["images"]))
+            images = read_sets(config, work.manifest.paths)
             exporting.remember(work.folder, event, images.title or images.name, _captions(config, images))
         yield event
     if finished is None:
@@ -113,18 +113,17 @@ def train(work: Work) -> Iterator[Event]:
 
 def stepping(work: Work) -> Iterator[Event]:
     """The training itself, in this process."""
-    from studio.data.images import read_set
     from studio.training.loop import train as run
 
     config = build(TrainConfig, work.manifest.settings)
-    images = read_set(Path(work.manifest.paths["images"]))
+    images = read_sets(config, work.manifest.paths)
     preview = _preview(config, _captions(config, images))
     cache = work.layout.cache / "encoded"
     return run(config, work.base, images, work.folder.path, cache, requests=work.requests, preview=preview, device=work.warm.device)
 
 
 def _captions(config: TrainConfig, images: "ImageSet") -> list[str]:
-    from studio.training.plan import with_trigger
+    from studio.training.words import with_trigger
 
     return [with_trigger(picture.caption, config.trigger or images.trigger) for picture in images.pictures]
 

@@ -26,6 +26,15 @@ class Draw:
         """Normal noise; call once."""
         return torch.randn(shape, generator=self._generator)
 
+    def another(self, word: str) -> torch.Generator:
+        """A generator of its own for what else is drawn of this item: new draws leave the old ones as they were."""
+        digest = hashlib.blake2b(f"{word} {self.key}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+    def choice(self, word: str, n: int) -> int:
+        """One of n, each as likely; no draw where there is no choice."""
+        return int(torch.randint(n, (), generator=self.another(word))) if n > 1 else 0
+
 
 def draw(seed: int, batch: int, item: int, *, flip: bool, caption_dropout: float) -> Draw:
     """All chance of one item in one batch, counted from the start of training."""

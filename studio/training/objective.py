@@ -11,23 +11,29 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from studio.errors import BaseError, SettingsError
+from studio.config.training.objective import Objective as Chosen
+from studio.config.training.objective import check_objective
+from studio.errors import BaseError
 
 STEPS = 1000  # timesteps of every family are floats in [0, STEPS)
+MOST_SNR = 1000.0  # where nothing but the picture is left, no weight grows further
 
 
 @dataclass(frozen=True)
 class Noised:
-    """noisy, target: (B, C, h, w). timesteps, weight: (B,), fp32."""
+    """noisy, target: (B, C, h, w). timesteps, weight, snr (signal-to-noise ratio of the level): (B,), fp32."""
 
     noisy: Tensor
     timesteps: Tensor
     target: Tensor
     weight: Tensor
+    snr: Tensor
 
 
 class Objective(Protocol):
-    def noised(self, latents: Tensor, noise: Tensor, level: Tensor) -> Noised: ...
+    def noised(self, latents: Tensor, noise: Tensor, level: Tensor, extra: Tensor | None = None) -> Noised:
+        """extra: noise on top of `noise` that the target does not tell of."""
+        ...
 
     def facts(self, latents_shape: tuple[int, ...]) -> dict[str, Any]:
         """What to record with the run, for latents of one picture (C, h, w)."""
@@ -44,21 +50,29 @@ class Diffusion:
     kind: Literal["epsilon", "v"]
     alphas_cumprod: Tensor
     gamma: float | None = None
+    debiased: bool = False
 
-    def noised(self, latents: Tensor, noise: Tensor, level: Tensor) -> Noised:
+    def noised(self, latents: Tensor, noise: Tensor, level: Tensor, extra: Tensor | None = None) -> Noised:
         n = len(self.alphas_cumprod)
         steps = (level * n).long().clamp(max=n - 1)
         kept = self.alphas_cumprod.to(latents.device)[steps]
         signal, spread = (x.sqrt().view(-1, 1, 1, 1) for x in (kept, 1 - kept))
         target = noise if self.kind == "epsilon" else signal * noise - spread * latents
-        return Noised(signal * latents + spread * noise, steps.float() * (STEPS / n), target, self.weight(kept / (1 - kept)))
+        snr = kept / (1 - kept)
+        noisy = signal * latents + spread * (noise if extra is None else noise + extra)
+        return Noised(noisy, steps.float() * (STEPS / n), target, self.weight(snr), snr)
 
     def weight(self, snr: Tensor) -> Tensor:
         """Loss weight at a signal-to-noise ratio.
 
         Min-SNR caps the loss of the clean picture at gamma: min(snr, gamma) there is min(snr, gamma) / snr on the noise
         and min(snr, gamma) / (snr + 1) on the velocity. Source: arXiv 2303.09556, section 3.4 and appendix.
+        Debiased weighs the loss of the clean picture by sqrt(snr): 1 / sqrt(snr) on the noise, sqrt(snr) / (snr + 1) on the velocity.
+        Source: arXiv 2310.08442, equation 11.
         """
+        if self.debiased:
+            snr = snr.clamp(max=MOST_SNR)
+            return snr.rsqrt() if self.kind == "epsilon" else snr.sqrt() / (snr + 1)
         if self.gamma is None:
             return torch.ones_like(snr)
         if self.kind == "epsilon":
@@ -66,21 +80,36 @@ class Diffusion:
         return snr.clamp(max=self.gamma) / (snr + 1)
 
     def facts(self, latents_shape: tuple[int, ...]) -> dict[str, Any]:
-        return {"objective": self.kind, "min_snr_gamma": self.gamma}
+        return {"objective": self.kind, "min_snr_gamma": self.gamma, "debiased": self.debiased}
+
+
+def logit_normal(level: Tensor, mean: float = 0.0, scale: float = 1.0) -> Tensor:
+    """Sigmas whose logit is normal, from uniform levels in [0, 1)."""
+    return (torch.special.ndtri(level.double().clamp(1e-7, 1 - 1e-7)) * scale + mean).sigmoid()
+
+
+def mode(level: Tensor, scale: float) -> Tensor:
+    """Sigmas with more weight in the middle for a scale above 0, at the ends below; uniform for 0.
+
+    Source: arXiv 2403.03206, section 3.1, mode sampling with heavy tails; the density stays positive for scales in [-1, 2 / (pi - 2)].
+    """
+    u = level.double()
+    return 1 - u - scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Rectified flow: sigma logit-normal, then shifted towards noise; the target is noise - latents."""
+    """Rectified flow: sigma drawn by `sample`, then shifted towards noise; the target is noise - latents."""
 
     shift: Callable[[tuple[int, ...]], float]  # of the latents of one picture (C, h, w)
+    sample: Callable[[Tensor], Tensor] = logit_normal  # uniform levels -> sigmas
 
-    def noised(self, latents: Tensor, noise: Tensor, level: Tensor) -> Noised:
-        normal = torch.special.ndtri(level.double().clamp(1e-7, 1 - 1e-7))
-        sigma = shifted(normal.sigmoid(), self.shift(tuple(latents.shape[1:]))).to(latents.dtype)
+    def noised(self, latents: Tensor, noise: Tensor, level: Tensor, extra: Tensor | None = None) -> Noised:
+        sigma = shifted(self.sample(level), self.shift(tuple(latents.shape[1:]))).to(latents.dtype)
         spread = sigma.view(-1, 1, 1, 1)
         timesteps = (sigma * STEPS).clamp(max=math.nextafter(STEPS, 0))
-        return Noised((1 - spread) * latents + spread * noise, timesteps, noise - latents, torch.ones_like(sigma))
+        noisy = (1 - spread) * latents + spread * (noise if extra is None else noise + extra)
+        return Noised(noisy, timesteps, noise - latents, torch.ones_like(sigma), ((1 - sigma) / sigma.clamp(min=1e-7)) ** 2)
 
     def facts(self, latents_shape: tuple[int, ...]) -> dict[str, Any]:
         return {"objective": "flow", "flow_shift": round(self.shift(latents_shape), 4)}
@@ -134,18 +163,24 @@ def _zero_terminal(kept: Tensor) -> Tensor:
     return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
 
 
-def choose(
-    kind: Literal["epsilon", "v", "flow"], scheduler: Mapping[str, Any], denoiser: Mapping[str, Any], gamma: float | None, shift: float | None
-) -> Objective:
+def choose(kind: Literal["epsilon", "v", "flow"], scheduler: Mapping[str, Any], denoiser: Mapping[str, Any], chosen: Chosen) -> Objective:
     """The objective of a base, from its scheduler's and denoiser's configs. Raises SettingsError on a setting of another kind."""
-    if kind == "flow":
-        if gamma is not None:
-            raise SettingsError(f"min_snr_gamma {gamma:g} is for noise-predicting bases, this is a flow base; leave it empty")
-        if shift is not None:
-            return Flow(lambda shape: shift)
-        if scheduler.get("use_dynamic_shifting"):
-            return Flow(lambda shape: dynamic_shift(packed_tokens(shape, denoiser), scheduler))
-        return Flow(lambda shape: float(scheduler.get("shift") or 1.0))
-    if shift is not None:
-        raise SettingsError(f"flow_shift {shift:g} is for flow bases, this one predicts noise; leave it empty")
-    return Diffusion(kind, alphas_cumprod(scheduler), gamma)
+    check_objective(kind, chosen)
+    if kind != "flow":
+        config = {**scheduler, "rescale_betas_zero_snr": True} if chosen.zero_terminal_snr else scheduler
+        return Diffusion(kind, alphas_cumprod(config), chosen.min_snr_gamma, chosen.debiased)
+    sample = _sampling(chosen)
+    if chosen.flow_shift is not None:
+        shift = chosen.flow_shift
+        return Flow(lambda shape: shift, sample)
+    if scheduler.get("use_dynamic_shifting"):
+        return Flow(lambda shape: dynamic_shift(packed_tokens(shape, denoiser), scheduler), sample)
+    return Flow(lambda shape: float(scheduler.get("shift") or 1.0), sample)
+
+
+def _sampling(chosen: Chosen) -> Callable[[Tensor], Tensor]:
+    if chosen.timestep_sampling == "uniform":
+        return lambda level: level.double()
+    if chosen.timestep_sampling == "mode":
+        return lambda level: mode(level, chosen.mode_scale)
+    return lambda level: logit_normal(level, chosen.timestep_mean, chosen.timestep_scale)

@@ -1,12 +1,13 @@
 """What a run will do, settled before anything is loaded: settings, crops, captions, order, number of steps."""
 
-import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from studio import config as settings
 from studio.config import TrainConfig
+from studio.config.training.objective import check_objective
 from studio.config.training.optimization import HABITS
 from studio.data import buckets
 from studio.data.buckets import Crop, Order
@@ -17,6 +18,7 @@ from studio.families import quantised
 from studio.families.base import Base, Facts
 from studio.training import checkpoint, draws, holdout, networks, optim
 from studio.training.draws import Draw
+from studio.training.showing import Shown, shown
 
 # Settings that a resumed run may change: they move its end, its output or its looks, not a step that was taken.
 FREE = frozenset(
@@ -32,9 +34,7 @@ LION_RATE = 5e-5  # above it Lion is warned about; AdamW's usual rate for a LoRA
 @dataclass(frozen=True)
 class Plan:
     config: TrainConfig  # resolved: no None where a number is needed
-    pictures: tuple[Picture, ...]
-    crops: tuple[Crop, ...]
-    captions: tuple[str, ...]
+    shown: tuple[Shown, ...]
     order: Order
     steps: int
     images_hash: str
@@ -43,14 +43,16 @@ class Plan:
 
     def everything(self) -> list[Want]:
         """All encodings that the run can ask for."""
-        found = [
-            Want(picture, crop, mirrored, caption)
-            for picture, crop, caption in zip(self.pictures, self.crops, self.captions, strict=True)
-            for mirrored in ((False, True) if self.config.flip else (False,))
-        ]
+        sides = (False, True) if self.config.flip else (False,)
+        found = [self.want(i, mirrored, caption) for i, one in enumerate(self.shown) for mirrored in sides for caption in one.captions]
         if self.config.caption_dropout > 0:
-            found.append(Want(self.pictures[0], self.crops[0], False, ""))
+            found.append(self.want(0, False, ""))
         return [*found, *self.held]
+
+    def want(self, i: int, mirrored: bool = False, caption: str | None = None) -> Want:
+        """What a shown picture is made of; its first caption unless another is named."""
+        one = self.shown[i]
+        return Want(one.picture, one.crop, mirrored, one.captions[0] if caption is None else caption, self.config.masked_loss, one.weight, one.prior)
 
     def batch(self, number: int) -> list[tuple[Want, Draw]]:
         """The pictures of a batch, counted from the start of training, with their random draws."""
@@ -58,9 +60,26 @@ class Plan:
         found = []
         for item in self.order.batch(number):
             draw = draws.draw(config.seed, number, item.number, flip=config.flip, caption_dropout=config.caption_dropout)
-            i = item.picture
-            found.append((Want(self.pictures[i], self.crops[i], draw.mirrored, "" if draw.captionless else self.captions[i]), draw))
+            captions = self.shown[item.picture].captions
+            caption = "" if draw.captionless else captions[draw.choice("caption", len(captions))]
+            found.append((self.want(item.picture, draw.mirrored, caption), draw))
         return found
+
+    def only_prior(self, numbers: range) -> bool:
+        """Whether these batches ask for nothing but what the base predicts anyway, so that a fresh adapter has no reason to move."""
+        return all(self.shown[item.picture].prior for number in numbers for item in self.order.batch(number))
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return tuple(one.picture for one in self.shown)
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        return tuple(one.crop for one in self.shown)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return tuple(one.captions[0] for one in self.shown)
 
 
 def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resumed: checkpoint.State | None) -> Plan:
@@ -71,39 +90,23 @@ def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resume
     config = settings.resolve(config, HABITS.get(config.optimizer, {}), base.habits.get("train", {}), facts.defaults.get("train", {}))
     optim.check(config)
     quantised.check(config.base_format)
+    check_objective(base.habits.get("objective", facts.objective), config)
     config = settings.build(TrainConfig, config.model_dump() | {"seed": seed, "alpha": config.alpha or config.rank})
     missing = [name for name in ("batch_size", "resolution", "rank", "learning_rate") if getattr(config, name) is None]
     if missing or (config.steps is None and config.epochs is None):
         raise SettingsError(f"setting {(missing or ['steps'])[0]} has no default for {base.name}; give it")
     assert config.resolution and config.batch_size
-    named = {picture.name: (picture.width, picture.height) for picture in images.pictures}
-    crops = tuple(buckets.plan(named, config.resolution**2, facts.size_multiple).values())
-    captions = tuple(with_trigger(picture.caption, config.trigger or images.trigger) for picture in images.pictures)
-    wants = [Want(*one) for one in zip(images.pictures, crops, (False,) * len(crops), captions, strict=True)]
+    entries = shown(images, config, facts.size_multiple)
     held = holdout.chosen([picture.sha256 for picture in images.pictures], config.validation_fraction)
-    kept = [want for i, want in enumerate(wants) if i not in held]
-    order = buckets.order([want.crop for want in kept], config.batch_size, config.repeats, config.seed)
+    secret = {images.pictures[i].sha256 for i in held}
+    kept = tuple(one for one in entries if one.picture.sha256 not in secret)
+    order = buckets.order([one.crop for one in kept], config.batch_size, [one.repeats for one in kept], config.seed)
     steps = config.steps or order.steps(config.epochs or 1, config.gradient_accumulation)
-    pictures_hash = checkpoint.digest([[p.name, p.sha256, caption] for p, caption in zip(images.pictures, captions, strict=True)])
-    told = (*_warnings(images, crops, order, config), *networks.check(config, facts, steps, resumed is not None))
-    return Plan(
-        config,
-        tuple(want.picture for want in kept),
-        tuple(want.crop for want in kept),
-        tuple(want.caption for want in kept),
-        order,
-        steps,
-        pictures_hash,
-        told,
-        tuple(wants[i] for i in sorted(held)),
-    )
-
-
-def with_trigger(caption: str, trigger: str) -> str:
-    """The caption with the trigger in front, unless it says it already."""
-    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
-        return caption
-    return f"{trigger}, {caption}" if caption else trigger
+    pictures_hash = checkpoint.digest([one.told() for one in entries])
+    told = (*_warnings(images, entries, order, config), *networks.check(config, facts, steps, resumed is not None))
+    # Each is judged once: at the first size, under the first caption. The main set's entries come first, in the order of its pictures.
+    judged = tuple(Want(one.picture, one.crop, False, one.captions[0], config.masked_loss) for one in entries[: len(images.pictures)])
+    return Plan(config, kept, order, steps, pictures_hash, told, tuple(judged[i] for i in sorted(held)))
 
 
 def resumable(config: TrainConfig) -> Path | None:
@@ -118,13 +121,14 @@ def _seed(config: TrainConfig, resumed: checkpoint.State | None) -> int:
     return int(resumed.settings["seed"]) if resumed else secrets.randbelow(2**32)
 
 
-def _warnings(images: ImageSet, crops: tuple[Crop, ...], order: Order, config: TrainConfig) -> tuple[str, ...]:
+def _warnings(images: ImageSet, entries: Sequence[Shown], order: Order, config: TrainConfig) -> tuple[str, ...]:
     found = []
-    small = [picture.name for picture, crop in zip(images.pictures, crops, strict=True) if crop.small]
+    small = list(dict.fromkeys(one.picture.name for one in entries if one.crop.small and not one.prior))
     if small:
         side = config.resolution
         listed = ", ".join(small[:3]) + (", ..." if len(small) > 3 else "")
-        found.append(f"{len(small)} of {len(crops)} pictures have fewer pixels than {side}x{side} and are trained at their own size: {listed}")
+        n = len({one.picture.path for one in entries})
+        found.append(f"{len(small)} of {n} pictures have fewer pixels than {side}x{side} and are trained at their own size: {listed}")
     if order.batch_size > order.items:
         found.append(f"batch_size {order.batch_size} is more than the {order.items} pictures of an epoch: every batch holds all of them")
     if not any(picture.caption for picture in images.pictures):

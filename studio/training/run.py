@@ -23,6 +23,7 @@ from studio.training import carried, checkpoint, objective, optim
 from studio.training import team as teams
 from studio.training.average import Average
 from studio.training.carried import Carried, Memory
+from studio.training.drawing import drawn
 from studio.training.draws import Draw
 from studio.training.plan import Plan
 from studio.training.ranks import Ranks
@@ -76,7 +77,7 @@ class Run:
         if config.gradient_checkpointing or (config.gradient_checkpointing is None and n_parameters >= FULL_SIZE):
             c.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         c.denoiser.train()
-        goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config.min_snr_gamma, config.flow_shift)  # type: ignore[arg-type]
+        goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config)  # type: ignore[arg-type]
         self.stepper = stepper = Stepper(self.attached, self.family, goal, config)
         self.carried["optimizer"] = Memory(stepper.optimizer, stepper.weights.names)
         if config.ema_decay:
@@ -123,7 +124,7 @@ class Run:
         while (loss := self._accumulated(numbers, pictures)) is None:
             self._halve()
         loss = teams.current().sum(loss, self.stepper.weights.exact)
-        if not self.checked:
+        if not self.checked and not self.plan.only_prior(numbers):
             still = self.stepper.check_gradients()
             if still:
                 self.notes.append(f"{still} of {len(self.attached.places)} layers got a gradient of zero in the first step and did not move")
@@ -172,11 +173,7 @@ class Run:
 
     def _micro(self, chosen: Sequence[tuple[Want, Draw]]) -> Micro:
         batch = self.store.batch([want for want, _ in chosen])
-        noise = torch.stack([draw.noise(tuple(batch.latents.shape[1:])) for _, draw in chosen])
-        level = torch.tensor([draw.level for _, draw in chosen], dtype=torch.float32)
-        device = self.store.device
-        keys = torch.tensor([draw.key for _, draw in chosen]) if self.plan.config.dropout else None
-        return Micro(batch, noise.to(device, non_blocking=True), level.to(device, non_blocking=True), keys if keys is None else keys.to(device))
+        return drawn(batch, [draw for _, draw in chosen], [want for want, _ in chosen], self.plan.config, self.store.device)
 
     def looks(self) -> bool:
         """Whether it is time to look at the held-out pictures: every so many steps, before the first and after the last."""
@@ -272,7 +269,7 @@ class Run:
         config, plan, c = self.plan.config, self.plan, self.components
         crops = {picture.name: crop for picture, crop in zip(plan.pictures, plan.crops, strict=True)}
         first = plan.order.buckets.index(Counter(plan.order.buckets).most_common(1)[0][0])
-        shape = tuple(self.store.batch([plan.everything()[first * (1 + config.flip)]]).latents.shape[1:])
+        shape = tuple(self.store.batch([plan.want(first)]).latents.shape[1:])
         return {
             "images": len(plan.pictures),
             "small_images": sum(crop.small for crop in plan.crops),

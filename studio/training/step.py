@@ -7,7 +7,7 @@ base the layers hold a rounded copy of them, so that no product runs in fp32 and
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -18,8 +18,10 @@ from studio.data.cache import Batch
 from studio.errors import RunError
 from studio.families.base import Family
 from studio.lora.attach import Attached
+from studio.lora.bare import bare
 from studio.training import optim
-from studio.training.objective import Objective
+from studio.training.losses import loss_of
+from studio.training.objective import Noised, Objective
 
 GROWTH_STEPS = 1000  # good steps before an fp16 loss scale is doubled
 FIRST_SCALE = 2.0**14
@@ -27,12 +29,16 @@ FIRST_SCALE = 2.0**14
 
 @dataclass(frozen=True)
 class Micro:
-    """One micro-batch with its draws. noise: like the latents; level: (B,); keys: (B,) int64, what dropout follows from."""
+    """One micro-batch with its draws. noise, extra: like the latents; level, weight: (B,); keys: (B,) int64, what dropout follows from;
+    prior: (B,), who is to be predicted as the base alone does."""
 
     batch: Batch
     noise: Tensor
     level: Tensor
     keys: Tensor | None = None
+    extra: Tensor | None = None
+    weight: Tensor | None = None
+    prior: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ class Stepper:
 
     def __init__(self, attached: Attached, family: Family, objective: Objective, config: TrainConfig):
         self.attached, self.components, self.family, self.objective = attached, attached.components, family, objective
+        self.loss = loss_of(config)
         self.max_norm = config.max_gradient_norm
         self.weights = Weights(attached.trainable(), attached.rates(), attached.components.dtype)
         self.optimizer = optim.optimizer(optim.groups(self.weights.exact, self.weights.shares), config)
@@ -128,12 +135,18 @@ class Stepper:
         return self._losses(micro)
 
     def _losses(self, micro: Micro) -> Tensor:
-        """(B,) weighted squared errors, in fp32."""
-        batch = micro.batch
+        """(B,) weighted errors, in fp32."""
         self.attached.chance.keys = micro.keys
-        noised = self.objective.noised(batch.latents, micro.noise, micro.level)
-        predicted = self.family.predict(self.components, noised.noisy, noised.timesteps, batch.conditioning, batch.sizes)
-        return (predicted.float() - noised.target).square().flatten(1).mean(1) * noised.weight
+        noised = self.objective.noised(micro.batch.latents, micro.noise, micro.level, micro.extra)
+        if micro.prior is not None:
+            with bare(self.components.denoiser):
+                own = self._predict(micro.batch, noised).float()
+            noised = replace(noised, target=torch.where(micro.prior.view(-1, 1, 1, 1), own, noised.target))
+        found = self.loss(self._predict(micro.batch, noised), noised, micro.batch.masks)
+        return found if micro.weight is None else found * micro.weight
+
+    def _predict(self, batch: Batch, noised: Noised) -> Tensor:
+        return self.family.predict(self.components, noised.noisy, noised.timesteps, batch.conditioning, batch.sizes)
 
     def update(self, loss: Tensor, learning_rate: float) -> Outcome:
         """Clip and apply what was accumulated, unless it is not finite. Waits for the device once."""

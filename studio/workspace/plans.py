@@ -10,6 +10,7 @@ from typing import Any
 
 from studio import families
 from studio.config import GenerateConfig, Settings, TrainConfig, build, resolve, safe_stem
+from studio.config.training.objective import check_objective
 from studio.config.training.optimization import HABITS, check_installed
 from studio.errors import InputError, SettingsError
 from studio.families.base import Base
@@ -17,6 +18,7 @@ from studio.generation import prompt, wildcards
 from studio.jobs import trackers
 from studio.jobs.folder import Manifest
 from studio.jobs.handlers import base_values
+from studio.jobs.sets import beside
 from studio.jobs.spec import EvaluateConfig
 from studio.library import adapters
 from studio.library.ids import new_id
@@ -72,6 +74,11 @@ def train(config: TrainConfig, sets: Sets, bases: Bases, find: Callable[[str], S
     check_installed(settings.optimizer)
     paths = {"images": str(images.folder)}
     uses = [f"set:{images.id}"] if images.id else []
+    check_objective(base.habits.get("objective", families.get(base.family).facts.objective), settings)
+    for key, name in beside(config).items():
+        other = sets.resolve(name)
+        paths[key] = str(other.folder)
+        uses += [f"set:{other.id}"] if other.id else []
     changes: dict[str, Any] = {"seed": _seed(config), "trigger": config.trigger or images.trigger}
     if config.start_from:
         source = find(config.start_from)

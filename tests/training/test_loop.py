@@ -86,7 +86,7 @@ def test_a_finished_run_is_extended(studio, tmp_path, of_kind):
 def test_resuming_with_other_settings_is_refused_by_name(studio, tmp_path):
     list(studio.run(studio.config(steps=1), tmp_path))
     start = str(tmp_path / "checkpoints" / "step-000001")
-    with pytest.raises(SettingsError, match=r"learning_rate 0\.002 -> 0\.01; flip False -> True"):
+    with pytest.raises(SettingsError, match=r"flip False -> True; learning_rate 0\.002 -> 0\.01"):
         list(studio.run(studio.config(learning_rate=0.01, flip=True, start_from=start), tmp_path / "b"))
     with pytest.raises(SettingsError, match="the pictures or captions"):
         list(studio.run(studio.config(trigger="new", start_from=start), tmp_path / "b"))

@@ -10,8 +10,9 @@ from studio.data.images import ImageSet, Picture
 from studio.errors import ImageError, SettingsError
 from studio.families.base import Base
 from studio.training import lineage
-from studio.training.checkpoint import State
-from studio.training.plan import plan, with_trigger
+from studio.training.checkpoint import State, digest
+from studio.training.plan import plan
+from studio.training.words import with_trigger
 
 BASE = Base("some", "sdxl", "folder", Path("base"), habits={"train": {"resolution": 128, "batch_size": 4, "steps": 300}})
 
@@ -65,6 +66,27 @@ def test_everything_names_each_encoding_that_a_batch_can_ask_for():
     asked = [want for number in range(50) for want, _ in made.batch(number)]
     assert {(w.picture.name, w.mirrored) for w in asked} == everything[0]
     assert {w.caption for w in asked} == everything[1] == {"a", "b", "c", ""}
+
+
+def test_a_drawn_caption_is_cached_follows_its_key_and_all_come_up():
+    of = images("zib, a, b, c", "zib, d, e, f")
+    made, again = (settle(TrainConfig(images="x", seed=3, caption_shuffle=True, caption_dropout=0.2), of) for _ in range(2))
+    cached = {want.caption for want in made.everything()}
+    asked = [want.caption for number in range(200) for want, _ in made.batch(number)]
+    assert set(asked) == cached and "" in cached and len(cached) > 8
+    assert asked == [want.caption for number in range(200) for want, _ in again.batch(number)]
+
+
+def test_more_captions_sets_or_masks_make_another_run_and_plain_runs_keep_their_hash():
+    plain = settle(of=images("a", "b"))
+    assert plain.images_hash == digest([["0.png", "sha0", "a"], ["1.png", "sha1", "b"]])
+    shuffled = settle(TrainConfig(images="x", seed=1, caption_shuffle=True), images("a", "b, c, d, e"))
+    assert shuffled.images_hash != settle(of=images("a", "b, c, d, e")).images_hash
+
+
+def test_a_setting_of_another_kind_of_base_is_refused_before_anything_is_loaded():
+    with pytest.raises(SettingsError, match=r"flow_shift 3\.0 is for flow bases"):
+        settle(TrainConfig(images="x", flow_shift=3))
 
 
 def test_small_sets_and_pictures_are_warned_about():

@@ -14,6 +14,7 @@ from studio.config.training.memory import Memory
 from studio.config.training.network import Network
 from studio.config.training.objective import Objective
 from studio.config.training.optimization import Optimization
+from studio.config.training.showing import Showing
 from studio.config.values import Name
 
 
@@ -27,8 +28,8 @@ class Subject(Settings):
 
 
 # pydantic collects fields from the last base to the first, so that the settings stand in the order of GROUPS
-class TrainConfig(Keeping, Judging, Memory, Objective, Optimization, Network, Length, Subject, BaseChoice):
-    GROUPS: ClassVar[tuple[type[Settings], ...]] = (BaseChoice, Subject, Length, Network, Optimization, Objective, Memory, Judging, Keeping)
+class TrainConfig(Keeping, Judging, Memory, Objective, Optimization, Showing, Network, Length, Subject, BaseChoice):
+    GROUPS: ClassVar[tuple[type[Settings], ...]] = (BaseChoice, Subject, Length, Network, Showing, Optimization, Objective, Memory, Judging, Keeping)
     ALTERNATIVES: ClassVar[Mapping[str, str]] = {"steps": "epochs"}
 
     @model_validator(mode="after")

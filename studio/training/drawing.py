@@ -1,0 +1,32 @@
+"""A batch and its draws, made ready for the device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from studio.config import TrainConfig
+from studio.data.cache import Batch, Want
+from studio.training.draws import Draw
+from studio.training.noise import extra_noise, target_noise
+from studio.training.step import Micro
+
+
+def drawn(batch: Batch, draws: Sequence[Draw], wants: Sequence[Want], config: TrainConfig, device: torch.device) -> Micro:
+    """The micro-batch of these pictures. What no setting asks for is None, so that plain training stays plain."""
+    shape = tuple(batch.latents.shape[1:])
+    weight = torch.tensor([want.weight for want in wants], dtype=torch.float32)
+    prior = torch.tensor([want.prior for want in wants])
+
+    def there(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    return Micro(
+        batch,
+        there(torch.stack([target_noise(draw, shape, config) for draw in draws])),
+        there(torch.tensor([draw.level for draw in draws], dtype=torch.float32)),
+        there(torch.tensor([draw.key for draw in draws])) if config.dropout else None,
+        there(torch.stack([extra for draw in draws if (extra := extra_noise(draw, shape, config)) is not None])) if config.input_perturbation else None,
+        there(weight) if any(want.weight != 1.0 for want in wants) else None,
+        there(prior) if any(want.prior for want in wants) else None,
+    )
