@@ -8,7 +8,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,11 @@ class Want:
     masked: bool = False
     weight: float = 1.0  # of its loss
     prior: bool = False  # its target is what the base alone predicts
+    rival: Picture | None = None  # the worse picture of a pair, cut and mirrored alike
+
+    @property
+    def against(self) -> "Want | None":
+        return replace(self, picture=self.rival, rival=None) if self.rival else None
 
 
 @dataclass

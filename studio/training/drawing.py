@@ -6,15 +6,17 @@ import torch
 from torch import Tensor
 
 from studio.config import TrainConfig
-from studio.data.cache import Batch, Want
+from studio.data.cache import Cache, Want
 from studio.training.draws import Draw
 from studio.training.noise import extra_noise, target_noise
 from studio.training.step import Micro
 
 
-def drawn(batch: Batch, draws: Sequence[Draw], wants: Sequence[Want], config: TrainConfig, device: torch.device) -> Micro:
+def drawn(store: Cache, draws: Sequence[Draw], wants: Sequence[Want], config: TrainConfig) -> Micro:
     """The micro-batch of these pictures. What no setting asks for is None, so that plain training stays plain."""
+    batch, device = store.batch(wants), store.device
     shape = tuple(batch.latents.shape[1:])
+    rivals = [rival for want in wants if (rival := want.against)]
     weight = torch.tensor([want.weight for want in wants], dtype=torch.float32)
     prior = torch.tensor([want.prior for want in wants])
 
@@ -29,4 +31,5 @@ def drawn(batch: Batch, draws: Sequence[Draw], wants: Sequence[Want], config: Tr
         there(torch.stack([extra for draw in draws if (extra := extra_noise(draw, shape, config)) is not None])) if config.input_perturbation else None,
         there(weight) if any(want.weight != 1.0 for want in wants) else None,
         there(prior) if any(want.prior for want in wants) else None,
+        store.batch(rivals).latents if rivals else None,
     )

@@ -27,8 +27,9 @@ def check(config: TrainConfig, facts: Facts, steps: int, resumed: bool) -> tuple
         raise SettingsError("adalora takes ranks away, which an average of the weights brings back: leave ema_decay out and choose another optimizer")
     if config.network == "adalora" and steps < LEAST_STEPS:
         raise SettingsError(f"steps {steps} is too short for adalora, which needs {LEAST_STEPS} to share ranks out; ask for more, or set network to lora")
-    if config.init in INITS and config.prior_prediction:
-        raise SettingsError(f"init {config.init} changes the base while it trains, and prior_prediction asks the base alone: use init default")
+    asks = "prior_prediction" if config.prior_prediction else "preference_beta" if config.preference_beta else ""
+    if config.init in INITS and asks:
+        raise SettingsError(f"init {config.init} changes the base while it trains, and {asks} asks the base alone: use init default")
     if config.init in INITS and config.start_from and not resumed:
         raise SettingsError(f"init {config.init} and start_from both say what the weights begin as; leave one of them out")
     found = []

@@ -45,6 +45,7 @@ class Plan:
         """All encodings that the run can ask for."""
         sides = (False, True) if self.config.flip else (False,)
         found = [self.want(i, mirrored, caption) for i, one in enumerate(self.shown) for mirrored in sides for caption in one.captions]
+        found += [rival for want in found if (rival := want.against)]
         if self.config.caption_dropout > 0:
             found.append(self.want(0, False, ""))
         return [*found, *self.held]
@@ -52,7 +53,7 @@ class Plan:
     def want(self, i: int, mirrored: bool = False, caption: str | None = None) -> Want:
         """What a shown picture is made of; its first caption unless another is named."""
         one = self.shown[i]
-        return Want(one.picture, one.crop, mirrored, one.captions[0] if caption is None else caption, self.config.masked_loss, one.weight, one.prior)
+        return Want(one.picture, one.crop, mirrored, one.captions[0] if caption is None else caption, self.config.masked_loss, one.weight, one.prior, one.rival)
 
     def batch(self, number: int) -> list[tuple[Want, Draw]]:
         """The pictures of a batch, counted from the start of training, with their random draws."""

@@ -172,8 +172,7 @@ class Run:
             yield self._micro(chosen[start : start + size])
 
     def _micro(self, chosen: Sequence[tuple[Want, Draw]]) -> Micro:
-        batch = self.store.batch([want for want, _ in chosen])
-        return drawn(batch, [draw for _, draw in chosen], [want for want, _ in chosen], self.plan.config, self.store.device)
+        return drawn(self.store, [draw for _, draw in chosen], [want for want, _ in chosen], self.plan.config)
 
     def looks(self) -> bool:
         """Whether it is time to look at the held-out pictures: every so many steps, before the first and after the last."""

@@ -9,6 +9,8 @@ from studio.config import TrainConfig
 from studio.data import buckets
 from studio.data.buckets import Crop
 from studio.data.images import Companion, ImageSet, Picture
+from studio.data.pairs import pairs_of
+from studio.errors import SettingsError
 from studio.training.words import with_trigger
 
 
@@ -22,17 +24,20 @@ class Shown:
     repeats: int = 1
     weight: float = 1.0  # of its loss
     prior: bool = False  # it is to be predicted as the base alone does
+    rival: Picture | None = None  # the worse picture of a pair
 
     def told(self) -> list[Any]:
         """What a resumed run must find again; as short as it was for a plain picture before there were others."""
         short = [self.picture.name, self.picture.sha256, self.captions[0]]
-        more = [*self.captions[1:], self.picture.mask_sha256, self.weight, self.prior]
+        more = [*self.captions[1:], self.picture.mask_sha256, self.weight, self.prior, *([self.rival.sha256] if self.rival else [])]
         return short if more == ["", 1.0, False] else [*short, *more]
 
 
 def shown(images: ImageSet, config: TrainConfig, multiple: int) -> list[Shown]:
     """Everything, in a fixed order: the main set, further ones, regularisation. Raises ImageError for a picture too small."""
     trigger = config.trigger or images.trigger
+    if config.preference_beta is not None:
+        return _pairs(images, config, trigger, multiple)
     found = _of_set(Companion(images, config.repeats), config, trigger, multiple)
     for more in images.companions:
         if not more.regular:
@@ -46,6 +51,16 @@ def shown(images: ImageSet, config: TrainConfig, multiple: int) -> list[Shown]:
         bare = [replace(one, captions=without_trigger(words, trigger)) for one, words in own]
         found += [replace(one, weight=config.prior_weight, prior=True, captions=_prior(one, config)) for one in bare]
     return found
+
+
+def _pairs(images: ImageSet, config: TrainConfig, trigger: str, multiple: int) -> list[Shown]:
+    if images.companions or config.prior_prediction or config.masked_loss:
+        wrong = "masked_loss" if config.masked_loss else "prior_prediction" if config.prior_prediction else "more_images and regularization_images"
+        raise SettingsError(f"preference_beta learns from the pairs of one set: leave {wrong} out")
+    rivals = {better.name: worse for better, worse in pairs_of(images)}
+    better = replace(images, pictures=tuple(picture for picture in images.pictures if picture.name in rivals))
+    found = _of_set(Companion(better, config.repeats), config, trigger, multiple)
+    return [replace(one, rival=rivals[one.picture.name]) for one in found]
 
 
 def _of_set(one: Companion, config: TrainConfig, trigger: str, multiple: int) -> list[Shown]:

@@ -20,8 +20,9 @@ from studio.families.base import Family
 from studio.lora.attach import Attached
 from studio.lora.bare import bare
 from studio.training import optim
-from studio.training.losses import loss_of
+from studio.training.losses import loss_of, mean
 from studio.training.objective import Noised, Objective
+from studio.training.preference import preference_loss
 
 GROWTH_STEPS = 1000  # good steps before an fp16 loss scale is doubled
 FIRST_SCALE = 2.0**14
@@ -39,6 +40,7 @@ class Micro:
     extra: Tensor | None = None
     weight: Tensor | None = None
     prior: Tensor | None = None
+    rival: Tensor | None = None  # latents of the worse pictures
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class Stepper:
     def __init__(self, attached: Attached, family: Family, objective: Objective, config: TrainConfig):
         self.attached, self.components, self.family, self.objective = attached, attached.components, family, objective
         self.loss = loss_of(config)
+        self.beta = config.preference_beta or 0.0
         self.max_norm = config.max_gradient_norm
         self.weights = Weights(attached.trainable(), attached.rates(), attached.components.dtype)
         self.optimizer = optim.optimizer(optim.groups(self.weights.exact, self.weights.shares), config)
@@ -137,6 +140,8 @@ class Stepper:
     def _losses(self, micro: Micro) -> Tensor:
         """(B,) weighted errors, in fp32."""
         self.attached.chance.keys = micro.keys
+        if micro.rival is not None:
+            return self._preferences(micro, micro.rival)
         noised = self.objective.noised(micro.batch.latents, micro.noise, micro.level, micro.extra)
         if micro.prior is not None:
             with bare(self.components.denoiser):
@@ -144,6 +149,23 @@ class Stepper:
             noised = replace(noised, target=torch.where(micro.prior.view(-1, 1, 1, 1), own, noised.target))
         found = self.loss(self._predict(micro.batch, noised), noised, micro.batch.masks)
         return found if micro.weight is None else found * micro.weight
+
+    def _preferences(self, micro: Micro, rival: Tensor) -> Tensor:
+        """(B,) losses of pairs: both pictures in one pass, under the same noise, level and caption."""
+        batch = micro.batch
+        twice = {name: torch.cat([tensor, tensor]) for name, tensor in batch.conditioning.items()}
+        both = replace(batch, latents=torch.cat([batch.latents, rival]), conditioning=twice, sizes=torch.cat([batch.sizes, batch.sizes]))
+        if micro.keys is not None:
+            self.attached.chance.keys = torch.cat([micro.keys, micro.keys])
+        noised = self.objective.noised(both.latents, torch.cat([micro.noise, micro.noise]), torch.cat([micro.level, micro.level]))
+        with bare(self.components.denoiser):
+            base = self._errors(both, noised)
+        better, worse = self._errors(both, noised).chunk(2)
+        found = preference_loss(better, worse, *base.chunk(2), self.beta)
+        return found if micro.weight is None else found * micro.weight
+
+    def _errors(self, batch: Batch, noised: Noised) -> Tensor:
+        return mean((self._predict(batch, noised).float() - noised.target).square(), None)
 
     def _predict(self, batch: Batch, noised: Noised) -> Tensor:
         return self.family.predict(self.components, noised.noisy, noised.timesteps, batch.conditioning, batch.sizes)

@@ -39,6 +39,18 @@ class Objective(Settings):
         default=None, gt=0, le=100, description="Timestep shift of flow bases; empty follows the base's scheduler and the resolution"
     )
 
+    preference_beta: float | None = Field(
+        default=None, gt=0, le=100_000, description="Learn from pairs which picture is better (Diffusion-DPO), this strictly; 2000 is usual; empty is off"
+    )
+
+    @model_validator(mode="after")
+    def _preference_alone(self) -> Self:
+        fields = Objective.model_fields
+        moved = [name for name in NOT_FOR_PAIRS if getattr(self, name) != fields[name].get_default()]
+        if self.preference_beta is not None and moved:
+            raise ValueError(f"{moved[0]} means nothing to preference_beta, which compares plain errors; leave one of them out")
+        return self
+
     @model_validator(mode="after")
     def _one_weight(self) -> Self:
         if self.debiased and self.min_snr_gamma is not None:
@@ -46,6 +58,7 @@ class Objective(Settings):
         return self
 
 
+NOT_FOR_PAIRS = ("loss", "min_snr_gamma", "debiased", "input_perturbation")
 NOISE_ONLY = ("min_snr_gamma", "debiased", "noise_offset", "pyramid_noise", "pyramid_discount", "zero_terminal_snr")
 FLOW_ONLY = ("flow_shift", "timestep_sampling", "timestep_mean", "timestep_scale", "mode_scale")
 
