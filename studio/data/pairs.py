@@ -27,7 +27,7 @@ def pairs_of(images: ImageSet) -> tuple[Pair, ...]:
     for better, worse in pairs:
         if (better.width, better.height) != (worse.width, worse.height):
             raise ImageError(
-                f"{better.name} and {worse.name}: {better.width}x{better.height} and {worse.width}x{worse.height} pixels; a pair must have one size, crop them alike"
+                f"{better.name} and {worse.name}: {better.width}x{better.height} and {worse.width}x{worse.height}; a pair must have one size, crop them alike"
             )
     return pairs
 
@@ -67,6 +67,8 @@ def _named(images: ImageSet) -> tuple[Pair, ...]:
         if stem.endswith(BETTER):
             other = by_stem.get(stem.removesuffix(BETTER) + WORSE)
             if other is None:
-                raise ImageError(f"{picture.name}: there is no {PurePath(picture.name).stem.removesuffix(BETTER)}{WORSE} beside it; add it or rename the picture")
+                raise ImageError(
+                    f"{picture.name}: there is no {PurePath(picture.name).stem.removesuffix(BETTER)}{WORSE} beside it; add it or rename the picture"
+                )
             found.append((picture, other))
     return tuple(found)

@@ -45,10 +45,10 @@ class Plan:
         """All encodings that the run can ask for."""
         sides = (False, True) if self.config.flip else (False,)
         found = [self.want(i, mirrored, caption) for i, one in enumerate(self.shown) for mirrored in sides for caption in one.captions]
-        found += [rival for want in found if (rival := want.against)]
         if self.config.caption_dropout > 0:
             found.append(self.want(0, False, ""))
-        return [*found, *self.held]
+        found += self.held
+        return [*found, *(rival for want in found if (rival := want.against))]
 
     def want(self, i: int, mirrored: bool = False, caption: str | None = None) -> Want:
         """What a shown picture is made of; its first caption unless another is named."""
@@ -98,16 +98,21 @@ def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resume
         raise SettingsError(f"setting {(missing or ['steps'])[0]} has no default for {base.name}; give it")
     assert config.resolution and config.batch_size
     entries = shown(images, config, facts.size_multiple)
-    held = holdout.chosen([picture.sha256 for picture in images.pictures], config.validation_fraction)
-    secret = {images.pictures[i].sha256 for i in held}
+    main = {picture.path for picture in images.pictures}
+    own: dict[Path, Shown] = {}
+    for one in entries:
+        if one.picture.path in main:
+            own.setdefault(one.picture.path, one)
+    held = [list(own.values())[i] for i in sorted(holdout.chosen([one.picture.sha256 for one in own.values()], config.validation_fraction))]
+    secret = {one.picture.sha256 for one in held}
     kept = tuple(one for one in entries if one.picture.sha256 not in secret)
     order = buckets.order([one.crop for one in kept], config.batch_size, [one.repeats for one in kept], config.seed)
     steps = config.steps or order.steps(config.epochs or 1, config.gradient_accumulation)
     pictures_hash = checkpoint.digest([one.told() for one in entries])
     told = (*_warnings(images, entries, order, config), *networks.check(config, facts, steps, resumed is not None))
-    # Each is judged once: at the first size, under the first caption. The main set's entries come first, in the order of its pictures.
-    judged = tuple(Want(one.picture, one.crop, False, one.captions[0], config.masked_loss) for one in entries[: len(images.pictures)])
-    return Plan(config, kept, order, steps, pictures_hash, told, tuple(judged[i] for i in sorted(held)))
+    # Each is judged once: at the first size, under the first caption.
+    judged = tuple(Want(one.picture, one.crop, False, one.captions[0], config.masked_loss, rival=one.rival) for one in held)
+    return Plan(config, kept, order, steps, pictures_hash, told, judged)
 
 
 def resumable(config: TrainConfig) -> Path | None:

@@ -161,7 +161,8 @@ class Stepper:
         with bare(self.components.denoiser):
             base = self._errors(both, noised)
         better, worse = self._errors(both, noised).chunk(2)
-        found = preference_loss(better, worse, *base.chunk(2), self.beta)
+        base_better, base_worse = base.chunk(2)
+        found = preference_loss(better, worse, base_better, base_worse, self.beta)
         return found if micro.weight is None else found * micro.weight
 
     def _errors(self, batch: Batch, noised: Noised) -> Tensor:
