@@ -6,6 +6,7 @@ First {"kind": "hello", "boot", "seq", "status"}, then {"kind": "event", "job", 
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from studio.api.settings import told
 from studio.workspace import Workspace
 from studio.workspace.hub import Hub
 
-STATUS_SECONDS = 10.0
+STATUS_SECONDS = 5.0
 MAX_LISTENERS = 256
 
 
@@ -74,15 +75,17 @@ async def _messages(hub: Hub, status: Callable[[], Awaitable[Any]], after: int, 
     """Number and JSON of every message; what many hear is written once."""
     seq = after if boot == hub.boot else hub.seq
     yield seq, json.dumps({"kind": "hello", "boot": hub.boot, "seq": seq, "status": await status()})
+    due = time.monotonic() + STATUS_SECONDS
     while True:
-        found = await hub.wait(seq, STATUS_SECONDS)
+        found = await hub.wait(seq, max(0.0, due - time.monotonic()))
         for message in found:
             seq = message["seq"]
             if message.get("reset"):
                 yield seq, json.dumps({"kind": "hello", "boot": hub.boot, "seq": seq, "status": await status()})
             else:
                 yield seq, written(message)
-        if not found:
+        if time.monotonic() >= due:
+            due = time.monotonic() + STATUS_SECONDS
             yield seq, json.dumps({"kind": "status", "seq": seq, "status": await status()})
 
 

@@ -102,9 +102,9 @@ class WorkerFolder:
         return state if alive(state.pid, state.started) else None
 
     def quiet(self, seconds: float) -> bool:
-        """Whether no worker, of this machine or another one, has said for so long that it is there."""
+        """Whether no worker, of this machine or another one, has said for so long that it is there. Told by repeated looks, see `still`."""
         try:
-            return time.time() - WorkerState.model_validate_json((self.path / "worker.json").read_bytes()).beat > seconds
+            return still(WorkerState.model_validate_json((self.path / "worker.json").read_bytes())) > seconds
         except (FileNotFoundError, ValidationError):
             return True
 
@@ -189,5 +189,21 @@ def own_start() -> float:
 
 
 def silent(state: WorkerState) -> bool:
-    """A living worker that has not said so for a while: stopped from outside, or the machine is starving."""
-    return time.time() - state.beat > SILENT_SECONDS
+    """A living worker that has not said so for a while: stopped from outside, or the machine is starving. Told by repeated looks."""
+    return still(state) > SILENT_SECONDS
+
+
+_beats: dict[tuple[int, float], tuple[float, float]] = {}
+
+
+def still(state: WorkerState) -> float:
+    """Seconds for which a worker's heartbeat has not moved while this process looked; 0 at the first look.
+
+    Never the time between its stamp and now: clocks jump, and those of two machines differ.
+    """
+    now = time.monotonic()
+    beat, since = _beats.get((state.pid, state.started), (None, now))
+    if beat != state.beat:
+        since = now
+        _beats[state.pid, state.started] = (state.beat, now)
+    return now - since

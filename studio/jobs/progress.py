@@ -8,6 +8,7 @@ from studio.events import CancelledEvent, Checkpoint, Event, Failed, Finished, I
 STATES = ("queued", "running", "paused", "finished", "failed", "cancelled", "interrupted")
 ENDED = ("paused", "finished", "failed", "cancelled", "interrupted")  # nothing happens until somebody asks for it
 PAUSED = "paused, its device is free"
+NOT_RESPONDING = "not responding"
 SMOOTHING = 0.2  # weight of the newest step in the mean seconds per step
 
 

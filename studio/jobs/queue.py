@@ -29,8 +29,8 @@ from studio.jobs.backends import chosen
 from studio.jobs.devices import Device, listed, wanted
 from studio.jobs.failures import kept, worker_died
 from studio.jobs.folder import Claim, EventWriter, JobFolder
-from studio.jobs.processes import WorkerFolder, own_node
-from studio.jobs.progress import advanced
+from studio.jobs.processes import WorkerFolder, own_node, silent
+from studio.jobs.progress import NOT_RESPONDING, advanced
 from studio.jobs.reconcile import reconcile
 from studio.jobs.results import register
 from studio.library.database import Database
@@ -62,6 +62,7 @@ class Dispatcher:
         self._lock = FileLock(layout.lock(self.node), thread_local=False)
         self._looked = 0.0
         self._starts: dict[str, int] = {}
+        self._asked: dict[str, float] = {}  # when a cancel was first seen here; the row's own stamp moves with the clock
         self._short: dict[str, float] = {}  # since when a job sees too few free devices
 
     @property
@@ -218,10 +219,11 @@ class Dispatcher:
             self._watch(row, folder, claim, dead)
         elif values["state"] != "running":
             self._starts.pop(row.id, None)
+            self._asked.pop(row.id, None)
 
     def _watch(self, row: JobRow, folder: JobFolder, claim: Claim | None, dead: bool) -> None:
         """A job without a last word: is it claimed, alive, and does it obey a cancel?"""
-        overdue = row.cancelling is not None and time.time() - row.cancelling > self._cancel_seconds
+        overdue = row.cancelling is not None and time.monotonic() - self._asked.setdefault(row.id, time.monotonic()) > self._cancel_seconds
         home = self._home(row).create()
         if dead and row.cancelling is not None:
             self._cancelled(folder)
@@ -236,6 +238,15 @@ class Dispatcher:
             self.backend.end(home, claim)
         elif claim is None and not self.trouble:
             self._deliver(row.id, home, listed(row.device))
+        elif claim is not None:
+            self._heed(row, home)
+
+    def _heed(self, row: JobRow, home: WorkerFolder) -> None:
+        """Say so while the worker of a job lives and does not respond. Nothing else is done: it may go on, and two must never work on one job."""
+        state = home.state()
+        now = state is not None and silent(state)
+        if now != (row.message == NOT_RESPONDING):
+            self._change(row.id, "running", message=NOT_RESPONDING if now else "")
 
     def _again(self, row: JobRow, folder: JobFolder, message: str) -> bool:
         """Whether a job that lost its worker was put into the queue again, as backends do that move jobs between machines."""

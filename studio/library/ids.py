@@ -9,6 +9,14 @@ _lock = threading.Lock()
 _last = 0
 
 
+def go_on_after(id: str) -> None:
+    """Let later ids sort after this one, should the clock have been set back since it was drawn."""
+    global _last
+    if len(id) >= 8 and set(id[:8]) <= set(_DIGITS):
+        with _lock:
+            _last = max(_last, int(id[:8], 36))
+
+
 def new_id() -> str:
     """Eight base-36 digits of the time in milliseconds and two random ones; later ids of one process always sort later."""
     global _last

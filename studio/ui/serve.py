@@ -1,5 +1,6 @@
 """`lora-studio serve`: the studio in the browser, on this machine only."""
 
+import signal
 import socket
 import sys
 import threading
@@ -34,9 +35,18 @@ def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 7860, open_
 
     limits = {"limit_concurrency": 400, "timeout_graceful_shutdown": 2, "ws_max_size": 65536, "ws_per_message_deflate": False, "proxy_headers": False}
     server = uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False, **limits))
+    _end_in_order(server)
     threading.Thread(target=_announce, args=(server, address, open_browser), daemon=True).start()
     with listening:
         server.run(sockets=[listening])
+
+
+def _end_in_order(server: "uvicorn.Server") -> None:
+    """Being told to end, and a terminal that is closed, end the studio as Ctrl+C does; not the latter if it was started to outlive it (nohup)."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, server.handle_exit)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import CursorResult, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -21,6 +21,7 @@ from studio.jobs.reconcile import row_of
 from studio.jobs.spec import TOOLS, Dtype, EvaluateConfig, ExportConfig, Format
 from studio.library import trash
 from studio.library.database import Database
+from studio.library.ids import go_on_after
 from studio.library.layout import Layout, inside
 from studio.library.models import JobRow
 from studio.workspace import line, plans
@@ -67,6 +68,11 @@ class Jobs:
         """
         config = build(ExportConfig, {"source": source, "output": str(output) if output else None, "format": format, "dtype": dtype, **more})
         return self.submit(plans.export(config, self.source(source)))
+
+    def go_on(self) -> None:
+        """Let what is made from now on sort behind what is there, should the clock have been set back."""
+        with self._db.read() as session:
+            go_on_after(session.scalar(select(func.max(JobRow.id))) or "")
 
     def list(self, kind: str | None = None, state: str | None = None, before: str | None = None, limit: int = PAGE) -> list[JobRecord]:
         """Newest first. `before`: the last id of the page before."""
@@ -273,7 +279,9 @@ class Jobs:
 
     def submit(self, manifest: Manifest, key: str = "") -> JobRecord:
         """Put a job that was checked into the queue. With a `key` that a job has already, that one is meant: a repeated request makes no second."""
-        manifest = manifest.model_copy(update={"key": key})
+        with self._db.read() as session:
+            last = manifest.segment.model_copy(update={"submitted": line.end(session, manifest.segment.submitted)})
+        manifest = manifest.model_copy(update={"key": key, "segments": [*manifest.segments[:-1], last]})
         if known := self._keyed(manifest):
             return known
         folder = JobFolder.create(self._layout.jobs, manifest)  # first: a row without a folder would be a lie, the other way round is mended

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from sqlalchemy import case, select, update
+from sqlalchemy import case, func, select, update
 from sqlalchemy.orm import Session
 
 from studio.errors import RunError
@@ -23,6 +23,12 @@ def waiting(session: Session) -> list[JobLine]:
     running_first = case((JobRow.state == "running", 0), else_=1)
     found = session.execute(select(*_SHOWN).where(JobRow.state.in_(("running", "queued"))).order_by(running_first, *ORDER))
     return [JobLine(**{**row._mapping, "cancelling": row.cancelling is not None, "eta": eta(row)}) for row in found]
+
+
+def end(session: Session, moment: float) -> float:
+    """A place behind all that wait: that moment, or a little after the last one where the clock was set back."""
+    last = session.scalar(select(func.max(JobRow.queued)).where(JobRow.state == "queued"))
+    return moment if last is None else max(moment, last + 1e-3)
 
 
 def eta(row: Any) -> float | None:

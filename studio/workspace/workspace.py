@@ -65,6 +65,7 @@ class Workspace:
         told = set_aside(layout.database, layout.lock()) if url == f"sqlite:///{layout.database}" else ""
         workspace = cls(layout, Database.open(url, layout.tmp / "migrate.lock"))
         workspace.repaired = told
+        workspace.jobs.go_on()
         return workspace
 
     def start(self) -> None:

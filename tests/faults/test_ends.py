@@ -5,9 +5,12 @@ import random
 import signal
 import time
 
+import psutil
 import pytest
 
+from studio.config import GenerateConfig, build
 from studio.events import Finished, Loading, Started
+from studio.jobs import processes
 from studio.jobs.folder import EventWriter
 from studio.jobs.processes import alive, own_start
 from studio.workspace import Workspace
@@ -188,3 +191,92 @@ def sweep(ground: Ground, unbroken: dict[str, bytes], kills: int, seconds: float
     invariants.check(ground.studio)
     print(f"random kills: {counts}")
     assert counts["worker"] > 0
+
+
+STOPPED = [pytest.param(1.0, 4.0, id="a moment"), pytest.param(processes.SILENT_SECONDS, 60.0, id="a minute", marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize(("silent", "stopped"), STOPPED)
+def test_a_worker_that_stands_still_is_shown_and_goes_on(ground: Ground, monkeypatch: pytest.MonkeyPatch, silent: float, stopped: float) -> None:
+    monkeypatch.setattr(processes, "SILENT_SECONDS", silent)
+    monkeypatch.setattr(processes, "HEARTBEAT_SECONDS", min(processes.HEARTBEAT_SECONDS, silent / 5))
+    monkeypatch.setattr("studio.jobs.worker.HEARTBEAT_SECONDS", min(processes.HEARTBEAT_SECONDS, silent / 5))
+    id = ground.train(steps=12, save_every=0)
+    ground.until_step(id, 1)
+    pid = ground.pid(id)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        shown = set()
+        while time.monotonic() - began < stopped + silent:
+            ground.queue.tick()
+            [device] = ground.studio.status().devices
+            shown.add((device.worker, ground.studio.jobs.show(id).message))
+            time.sleep(0.05)
+        assert ("silent", "not responding") in shown and (device.worker, ground.state(id)) == ("silent", "running")
+        assert len(ground.workers) == 1, "nobody else was started on it"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    ground.until(lambda: ground.studio.jobs.show(id).message == "")
+    assert ground.until_ended(id) == "finished" and ground.pid(id) == pid
+    assert len(ground.workers) == 1 and last_words(ground, id) == ["finished"]
+
+
+def test_a_worker_that_stands_still_can_be_cancelled(ground: Ground) -> None:
+    """It cannot obey, so it is ended once its time is over, and its memory is free within five seconds of that."""
+    ground.queue._cancel_seconds = 1.0
+    id = ground.train(steps=200, save_every=0)
+    ground.until_step(id, 1)
+    claim = ground.folder(id).claim()
+    assert claim
+    os.kill(claim.pid, signal.SIGSTOP)
+    ground.studio.jobs.cancel(id)
+    ground.until(lambda: not alive(claim.pid, claim.started))
+    assert ground.until_ended(id) == "cancelled" and last_words(ground, id) == ["cancelled"]
+
+
+def test_what_a_killed_worker_held_is_free_within_five_seconds(ground: Ground) -> None:
+    """And being killed by the system is told apart from being cancelled by a person."""
+    id = ground.train(steps=200, save_every=0)
+    ground.until_step(id, 1)
+    claim = ground.folder(id).claim()
+    assert claim
+    held = psutil.Process(claim.pid).memory_info().rss
+    family = [psutil.Process(claim.pid), *psutil.Process(claim.pid).children(recursive=True)]
+    os.kill(claim.pid, signal.SIGKILL)
+    began = time.monotonic()
+    while ground.workers[0].poll() is None:
+        time.sleep(0.01)
+    assert held > 0 and not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+    assert time.monotonic() - began < 5
+    assert ground.until_ended(id) == "interrupted"
+    job = ground.studio.jobs.show(id)
+    assert "killed by the system" in job.message and "memory" in job.message and "retry" in job.remedy
+    assert ground.queue.backend.worker("cpu") is None
+
+
+@pytest.mark.long
+def test_pictures_and_exports_are_cancelled_in_every_phase(ground: Ground) -> None:
+    run = ground.train(steps=1)
+    assert ground.until_ended(run) == "finished"
+    [adapter] = ground.studio.library.list()
+
+    def drawn(**more: object) -> str:
+        return ground.studio.jobs.generate(build(GenerateConfig, {"base": "demo-sdxl", "prompt": "a circle", "seed": 1, **more})).id
+
+    phases = {
+        "load": (lambda: drawn(steps=2), lambda e: isinstance(e, Loading)),
+        "draw": (lambda: drawn(steps=200, count=4), lambda e: e.kind == "step"),
+        "second picture": (lambda: drawn(steps=20, count=40), lambda e: e.kind == "image"),
+        "export": (lambda: ground.studio.jobs.export(adapter.name).id, lambda e: isinstance(e, Loading)),
+    }
+    for name, (submit, told) in phases.items():
+        id = submit()
+        ground.until(lambda id=id, told=told: any(told(event) for event in ground.folder(id).read()[0]))
+        for _ in range(2):
+            ground.studio.jobs.cancel(id)
+        state = ground.until_ended(id)
+        assert state == "cancelled" or (state == "finished" and name in ("load", "export")), (name, state)
+        assert last_words(ground, id) == [state], name
+    ground.reopen()
+    invariants.check(ground.studio)

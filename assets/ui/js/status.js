@@ -11,7 +11,7 @@ export const remaining = (job) => (job.total && job.step_seconds ? (job.total - 
 export function words(job) {
   if (job.state === "queued") return "waiting";
   if (job.state !== "running") return job.state;
-  if (job.total && job.step) return `${job.step} / ${job.total}`;
+  if (job.total && job.step) return [`${job.step} / ${job.total}`, job.message].filter(Boolean).join(" · ");
   return job.phase || job.message || "starting";
 }
 
@@ -50,6 +50,12 @@ export function mount(element) {
     const used = status.devices.map((one) => (one.memory ? `${one.title} · ${bytes(one.memory)}` : one.title));
     device.textContent = used.join(", ") || "no device";
     device.title = status.trouble || status.devices.map((one) => (one.base ? `${one.base} is loaded` : "no base is loaded")).join(", ");
+    const silent = status.devices.filter((one) => one.worker === "silent");
+    if (silent.length) {
+      device.textContent = `${silent.map((one) => one.title).join(", ")} · not responding`;
+      device.title = "The worker process lives but has said nothing for a while. It goes on by itself if it was stopped or starved; cancelling its job ends it.";
+      light.dataset.tone = "warn";
+    }
     if (status.trouble) light.dataset.tone = "bad";
     disk.lastChild.textContent = `${bytes(status.disk_free)} free`;
   });
