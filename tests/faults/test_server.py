@@ -71,7 +71,7 @@ def test_a_studio_told_to_end_leaves_its_run_to_the_next_one(data: Path) -> None
         studio = Served(data)
         before = studio.ask(f"/jobs/{id}")
         assert before["state"] == "running"
-        studio.until(lambda before=before: studio.ask(f"/jobs/{id}")["step"] > before["step"])
+        studio.until(lambda now=studio, before=before: now.ask(f"/jobs/{id}")["step"] > before["step"])
         now = WorkerFolder(data / "workers", "cpu").state()
         assert now is not None and (now.pid, now.started) == (worker.pid, worker.started), "no second worker"
     studio.ask(f"/jobs/{id}/cancel", now=True)
