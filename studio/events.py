@@ -75,7 +75,7 @@ class Image(_Event):
 
 
 class Preview(_Event):
-    """What the picture at hand looks like so far, roughly; older ones are gone, and all are when the job ends."""
+    """What the picture at hand looks like so far, roughly; only the last few are still there."""
 
     kind: Literal["preview"] = "preview"
     path: str

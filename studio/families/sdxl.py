@@ -60,6 +60,7 @@ FACTS = Facts(
     samplers={
         "Euler": "euler",
         "Euler a": "euler_ancestral",
+        "Euler SGM Uniform": "euler_trailing",
         "Heun": "heun",
         "DPM++ 2M": "dpmpp_2m",
         "DPM++ 2M Karras": "dpmpp_2m_karras",

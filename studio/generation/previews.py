@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 SIDE = 256  # pixels of a picture the matrix is fitted on
 SAMPLES = 6
-KEPT = 3  # preview files: a page may still be loading the one before
+KEPT = 3  # preview files
 QUALITY = 80
 _WARM = "colours"
 
 
 class Previews:
-    """Writes a preview into `folder`/previews now and then, and forgets older ones."""
+    """Writes a preview into `folder`/previews now and then, and forgets all but the last few, which a page may still ask for."""
 
     def __init__(self, c: Components, folder: Path, seconds: float) -> None:
         self._c = c
@@ -42,11 +42,6 @@ class Previews:
             self._written[-KEPT - 1].unlink(missing_ok=True)
         self._last = time.monotonic()
         return path.relative_to(self._folder).as_posix()
-
-    def clear(self) -> None:
-        """Remove what is left of them."""
-        for path in self._written[-KEPT:]:
-            path.unlink(missing_ok=True)
 
 
 def preview(c: Components, latents: "Tensor") -> bytes:

@@ -87,21 +87,18 @@ def generate(
     yield Started(total=total, settings=config.model_dump(mode="json"), facts={**_facts(c), **_stack_facts(report)})
     made: list[str] = []
     previews = Previews(c, folder, config.live_preview)
-    try:
-        for index in range(config.count):
-            if made and "finish" in requests.pending():
-                break
-            one = _one(config, index, files.get("wildcards"))
-            cancelled = Cancelled(f"drawing was cancelled; {len(made)} of {config.count} pictures are kept")
-            steps = _steps_of(c, one, plan, applied.fingerprint(c.facts.text_encoders), applied.at)
-            drawing = Turns[Done, "Picture"](_drawing(c, steps, _asking(requests, cancelled)))
-            yield from _steps(c, drawing, index * plan.steps, total, previews, _asking(requests, cancelled))
-            path = f"images/{index:04}-{one.seed}{picture_files.SUFFIXES[one.format]}"
-            picture_files.save(drawing.result, folder / path, one, used, plan.model)
-            made.append(path)
-            yield Image(path=path, index=index, seed=one.seed, settings=one.model_dump(mode="json"))
-    finally:
-        previews.clear()
+    for index in range(config.count):
+        if made and "finish" in requests.pending():
+            break
+        one = _one(config, index, files.get("wildcards"))
+        cancelled = Cancelled(f"drawing was cancelled; {len(made)} of {config.count} pictures are kept")
+        steps = _steps_of(c, one, plan, applied.fingerprint(c.facts.text_encoders), applied.at)
+        drawing = Turns[Done, "Picture"](_drawing(c, steps, _asking(requests, cancelled)))
+        yield from _steps(c, drawing, index * plan.steps, total, previews, _asking(requests, cancelled))
+        path = f"images/{index:04}-{one.seed}{picture_files.SUFFIXES[one.format]}"
+        picture_files.save(drawing.result, folder / path, one, used, plan.model)
+        made.append(path)
+        yield Image(path=path, index=index, seed=one.seed, settings=one.model_dump(mode="json"))
     seconds = time.monotonic() - began
     yield Finished(step=len(made) * plan.steps, seconds=round(seconds, 3), result={"images": made, "finished_early": len(made) < config.count})
 

@@ -23,6 +23,7 @@ _UNCLIPPED = {"clip_sample": False, "set_alpha_to_one": False}
 _KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "euler_trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
     "heun": ("HeunDiscreteScheduler", {}),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", _DPM),
     "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {**_DPM, **_KARRAS}),

@@ -61,6 +61,18 @@ LABELS = {
     "block_alphas": "Alphas by block",
     "block_rates": "Rates by block",
     "count": "Pictures",
+    "true_cfg": "True CFG",
+    "guidance_rescale": "Rescale",
+    "mask_blur": "Mask blur",
+    "hires_scale": "Hires scale",
+    "hires_strength": "Hires strength",
+    "hires_steps": "Hires steps",
+    "upscale_strength": "Upscale strength",
+    "tile_overlap": "Tile overlap",
+    "variation_seed": "Variation seed",
+    "variation_strength": "Variation",
+    "format": "File format",
+    "live_preview": "Preview every",
 }
 LINES = {"prompt": 4, "negative_prompt": 2, "sample_prompts": 3, "block_ranks": 2, "block_alphas": 2, "block_rates": 2}
 WIDE = frozenset({"base", "prompt", "negative_prompt", "sample_prompts", "start_from", "encoders", "vae"})

@@ -5,21 +5,34 @@ from typing import Any
 import gradio as gr
 
 from studio.config import GenerateConfig, build
+from studio.config.generating.enlarging import Enlarging
+from studio.config.generating.presets import OWN
 from studio.ui.commands import Reply, Values, connect
 from studio.ui.components import slot, splitter
 from studio.ui.forms import Form, widget
 from studio.workspace import Workspace
 
 RECALLED = {"seed": ("seed",), "prompt": ("prompt", "negative_prompt")}
+IN_SCRIPTS = ("loras", "init_image", "mask")  # chosen in our own parts of the page, not in widgets
+FOLDS: dict[str, tuple[str, ...]] = {
+    "Larger": tuple(Enlarging.model_fields),
+    "Variation": ("variation_seed", "variation_strength"),
+    "Advanced": (
+        *("sampler", "guidance_rescale", "true_cfg", "batch", "stack_mode", "speed"),
+        *("format", "quality", "live_preview", "precision", "vae", "encoders"),
+    ),
+}
 
 
 def generate_view(workspace: Workspace) -> None:
     """Place the parts and connect the form."""
     with gr.Column(elem_id="view-generate", elem_classes="st-view"):
         with gr.Column(elem_id="generate-form", elem_classes="st-formpanel"):
-            slot("heading.js", "generate-heading", options={"title": "Generate", "form": "generate"})
+            slot("heading.js", "generate-heading", options={"title": "Generate", "form": "generate", "presets": True})
             with gr.Column(elem_classes="st-formscroll"):
-                form = _form([base.name for base in workspace.bases.list()])
+                form = _form(
+                    [base.name for base in workspace.bases.list()], list(dict.fromkeys(name for names in workspace.bases.samplers().values() for name in names))
+                )
             slot("generate.js", "generate-foot")
         splitter("controls", "Width of the settings", initial=372, limits=(300, 640), side=1)
         slot("viewer.js", "generate-viewer")
@@ -27,16 +40,26 @@ def generate_view(workspace: Workspace) -> None:
         slot("gallery.js", "generate-gallery")
         splitter("facts", "Width of the facts", initial=316, limits=(220, 520), side=-1)
         slot("facts.js", "generate-facts")
-    connect(workspace, form, {"start": _start(workspace), "recall": _recall(form), "insert": _insert(form)})
+    commands = {"start": _start(workspace), "recall": _recall(form), "insert": _insert(form), "withdraw": _withdraw(form)}
+    connect(workspace, form, {**commands, "preset": _preset(workspace, form), "given": _given})
 
 
-def _form(bases: list[str]) -> Form:
+def _form(bases: list[str], samplers: list[str]) -> Form:
     widgets: dict[str, Any] = {}
+    choices = {"base": bases, "sampler": samplers}
 
     def place(*names: str) -> None:
         with gr.Column(elem_classes="st-fields"):
             for name in names:
-                widgets[name] = widget(GenerateConfig, name, bases if name == "base" else None)
+                widgets[name] = widget(GenerateConfig, name, choices.get(name))
+
+    def fold(title: str, names: tuple[str, ...], script: str = "") -> None:
+        id = f"generate-{title.split()[-1].lower()}"
+        slot("heading.js", f"{id}-fold", mount="mountFold", options={"title": title, "folds": id})
+        with gr.Column(elem_id=id, elem_classes="st-advanced"):
+            if script:
+                slot(script, f"{id}-part")
+            place(*names)
 
     place("prompt", "negative_prompt")
     slot("stack.js", "generate-stack")
@@ -44,15 +67,16 @@ def _form(bases: list[str]) -> Form:
     slot("generate.js", "generate-shapes", mount="mountShapes")
     place("width", "height", "steps", "guidance", "count", "seed")
     slot("generate.js", "generate-seed", mount="mountSeed")
-    slot("heading.js", "generate-fold", mount="mountFold", options={"title": "Advanced", "folds": "generate-advanced"})
-    with gr.Column(elem_id="generate-advanced", elem_classes="st-advanced"):
-        place("sampler", "batch", "stack_mode", "speed", "precision", "vae", "encoders")
+    fold("From a picture", ("strength", "mask_blur"), "source.js")
+    for title, names in FOLDS.items():
+        fold(title, names)
     return Form(GenerateConfig, widgets)
 
 
 def _start(workspace: Workspace) -> Any:
     def start(settings: Values, payload: Values) -> Reply:
-        return workspace.jobs.generate(build(GenerateConfig, {**settings, "loras": payload["loras"]})), {}
+        chosen = {name: payload[name] for name in IN_SCRIPTS if payload.get(name)}
+        return workspace.jobs.generate(build(GenerateConfig, {**settings, **chosen})), {}
 
     return start
 
@@ -62,7 +86,7 @@ def _recall(form: Form) -> Any:
         """Settings of a picture, or the part of them that is asked for; count stays, since the seed names one picture."""
         settings = build(GenerateConfig, payload["settings"]).model_dump()
         part = payload.get("part", "all")
-        names = RECALLED.get(part) or [name for name in settings if name not in ("count", "loras")]
+        names = RECALLED.get(part) or [name for name in settings if name not in ("count", *IN_SCRIPTS)]
         return None, form.show({name: settings[name] for name in names} | ({"count": 1} if part == "all" else {}))
 
     return recall
@@ -70,10 +94,39 @@ def _recall(form: Form) -> Any:
 
 def _insert(form: Form) -> Any:
     def insert(settings: Values, payload: Values) -> Reply:
-        """A trigger word at the front of the prompt, unless it is there."""
+        """A trigger word at the front of the prompt, unless it is there; says whether it was put there."""
         prompt, word = settings.get("prompt", ""), str(payload["text"]).strip()
         if not word or word.lower() in prompt.lower():
-            return None, {}
-        return None, form.show({"prompt": f"{word}, {prompt}" if prompt else word})
+            return False, {}
+        return True, form.show({"prompt": f"{word}, {prompt}" if prompt else word})
 
     return insert
+
+
+def _withdraw(form: Form) -> Any:
+    def withdraw(settings: Values, payload: Values) -> Reply:
+        """A trigger word out of the prompt, where it stands between commas by itself."""
+        parts = settings.get("prompt", "").split(",")
+        word = str(payload["text"]).strip().lower()
+        at = next((i for i, part in enumerate(parts) if part.strip().lower() == word), None)
+        if at is None:
+            return None, {}
+        return None, form.show({"prompt": ",".join(parts[:at] + parts[at + 1 :]).strip(" ")})
+
+    return withdraw
+
+
+def _preset(workspace: Workspace, form: Form) -> Any:
+    def preset(settings: Values, payload: Values) -> Reply:
+        """The words and settings of a preset over what the form holds."""
+        chosen = workspace.presets.show(str(payload["name"]))
+        words = chosen.applied({name: settings.get(name, "") for name in ("prompt", "negative_prompt")})
+        return chosen.model_dump(mode="json"), form.show(words)
+
+    return preset
+
+
+def _given(settings: Values, _: Values) -> Reply:
+    """The settings that say something of their own, as a preset may keep them."""
+    known = GenerateConfig.model_fields
+    return {name: value for name, value in settings.items() if name not in OWN and value != known[name].get_default()}, {}

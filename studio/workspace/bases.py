@@ -33,6 +33,10 @@ class Bases:
         """Built-in ones first, then by name."""
         return [*(_record(base) for base in sources.builtin()), *(self._registered(row) for row in self._rows())]
 
+    def samplers(self) -> "dict[str, list[str]]":
+        """Names of samplers by family."""
+        return {name: list(families.get(name).facts.samplers) for name in families.FAMILIES}
+
     def find(self, name: str) -> BaseRecord:
         """By registered or built-in name, folder, file or hub id. Raises BaseError with the way out."""
         return _record(self.resolve(BaseChoice(base=name)))

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from studio import families
 from studio.errors import FormatError, NotFound
 from studio.families.base import Base
+from studio.generation.accelerators import recognise
 from studio.library import adapters, inspection, trash
 from studio.library.database import Database
 from studio.library.ids import new_id
@@ -165,7 +166,8 @@ def fits(path: Path, found: str, family: str) -> None:
 
 
 def record(row: AdapterRow) -> AdapterRecord:
-    return AdapterRecord(**{**row.values(), "preview": bool(row.preview)})
+    made_for = recognise(row.family, row.name, str(row.facts.get("title") or ""))
+    return AdapterRecord(**{**row.values(), "preview": bool(row.preview), "accelerator": made_for})
 
 
 def _brief(row: AdapterRow) -> AdapterRecord:

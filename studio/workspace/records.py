@@ -124,6 +124,7 @@ class AdapterRecord(Record):
     created: float = 0.0
     run: str = ""
     preview: bool = False
+    accelerator: dict[str, Any] = Field(default={}, description="kind, settings and weight that it is made for, if it makes few steps enough")
     facts: dict[str, Any] = {}
 
 

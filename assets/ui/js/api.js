@@ -50,6 +50,7 @@ async function send(method, path, body) {
 export const get = (path) => send("GET", path);
 export const post = (path, body = {}) => send("POST", path, body);
 export const patch = (path, body) => send("PATCH", path, body);
+export const put = (path, body) => send("PUT", path, body);
 export const del = (path) => send("DELETE", path);
 export const id = encodeURIComponent;
 

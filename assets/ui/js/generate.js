@@ -5,6 +5,7 @@ import { shown } from "./commands.js";
 import { button, h, setReason } from "./dom.js";
 import { call } from "./form.js";
 import { selected } from "./images.js";
+import { source } from "./source.js";
 import { stack } from "./stack.js";
 import { base } from "./state.js";
 import { toast } from "./toasts.js";
@@ -50,7 +51,7 @@ export function mount(element) {
     busy = true;
     draw();
     try {
-      say("generating", await call("generate", "start", { loras: stack() }));
+      say("generating", await call("generate", "start", { loras: stack(), ...source() }));
     } catch (error) {
       toast("Not generated", { tone: "bad", detail: error.message });
     }

@@ -2,9 +2,10 @@
 
 import { remember, remembered, say } from "./bus.js";
 import { button, h, icon } from "./dom.js";
+import { openPresets } from "./presets.js";
 
-export function mount(element, { title, form }) {
-  element.replaceChildren(h("header", { class: "st-panel-head" }, h("h2", {}, title), h("span", { class: "st-spring" }), button("Back to the defaults", { kind: "icon quiet", symbol: "undo", act: () => say("form-reset", { form }) })));
+export function mount(element, { title, form, presets }) {
+  element.replaceChildren(h("header", { class: "st-panel-head" }, h("h2", {}, title), h("span", { class: "st-spring" }), presets ? button("Presets", { kind: "small quiet", symbol: "flag", title: "Words and settings kept under a name", act: (_, at) => openPresets(at) }) : null, button("Back to the defaults", { kind: "icon quiet", symbol: "undo", act: () => say("form-reset", { form }) })));
 }
 
 // A line that opens and closes a part of the form; open or not is remembered.

@@ -13,28 +13,53 @@ let baseName = "";
 let serial = 0;
 rows.forEach((row) => { row.key = ++serial; });
 
-const keep = settled(() => remember("stack", rows.map(({ name, weight, on: used }) => ({ name, weight, on: used }))), 150);
+const keep = settled(() => remember("stack", rows.map(({ name, weight, on: used, word, more }) => ({ name, weight, on: used, word, more }))), 150);
 const family = () => base(baseName)?.family ?? "";
 const fits = (found) => !found || !family() || found.family === family();
 const usual = (name) => remembered("weights", {})[name] ?? 1;
 
-export const stack = () => rows.filter((row) => row.on && fits(adapter(row.name))).map(({ name, weight }) => ({ name, weight }));
+const sent = ({ name, weight, more }) => ({ ...more, name, weight });
+
+export const stack = () => rows.filter((row) => row.on && fits(adapter(row.name))).map(sent);
 
 function changed() {
   keep();
   say("stack");
 }
 
-export function setStack(loras) {
-  rows = loras.map(({ name, weight }) => ({ key: ++serial, name, weight, on: true }));
+// Rows as a picture had them. `other`: names of those that are missing or other files here; they stay off until somebody decides.
+export function setStack(loras, other = []) {
+  rows = loras.map(({ name, weight, ...more }) => ({ key: ++serial, name, weight, more, on: !other.includes(name), other: other.includes(name) }));
   changed();
+}
+
+// The trigger word comes into the prompt with its LoRA, and leaves with it if it came that way.
+async function insertWord(row) {
+  const word = adapter(row.name)?.trigger;
+  if (word && (await call("generate", "insert", { text: word }).catch(() => false))) row.word = word;
+  keep();
+}
+
+function removeRow(row) {
+  rows = rows.filter((one) => one !== row);
+  if (row.word) call("generate", "withdraw", { text: row.word }).catch(() => {});
+  changed();
+}
+
+function offerSettings(found, row) {
+  const { kind, settings, weight } = found?.accelerator ?? {};
+  if (!kind) return;
+  row.weight = weight;
+  const words = Object.entries(settings).map(([name, value]) => `${name} ${value}`).join(", ");
+  toast(`${found.name} is a ${kind} LoRA`, { detail: `It is made for ${words}.`, action: "Use these", seconds: 20, act: () => call("generate", "fill", { values: settings }).catch(() => {}) });
 }
 
 export function addToStack(name) {
   if (rows.some((row) => row.name === name)) return toast(`${name} is in the stack already`);
-  rows = [...rows, { key: ++serial, name, weight: usual(name), on: true }];
-  const word = adapter(name)?.trigger;
-  if (word) call("generate", "insert", { text: word }).catch(() => {});
+  const row = { key: ++serial, name, weight: usual(name), on: true };
+  rows = [...rows, row];
+  offerSettings(adapter(name), row);
+  insertWord(row);
   return changed();
 }
 
@@ -65,13 +90,13 @@ function makeRow(row) {
   const toggle = h("input", { type: "checkbox", class: "st-switch", role: "switch", "aria-label": `Use ${row.name}` });
   const grip = h("button", { type: "button", class: "st-grip", draggable: true, "aria-label": `Move ${row.name}: Alt and the arrow keys`, title: "Drag, or Alt + ↑ ↓" }, icon("grip", 16));
   const word = h("button", { type: "button", class: "st-chip", title: "Put the trigger word into the prompt" });
-  const node = h("li", { class: "st-stackrow" }, grip, h("div", { class: "st-stackrow-cover" }), h("div", { class: "st-stackrow-main" }, h("div", { class: "st-stackrow-top" }, h("b"), word, h("span", { class: "st-spring" }), toggle, button(`Remove ${row.name}`, { kind: "icon quiet small", symbol: "close", act: () => { rows = rows.filter((one) => one.key !== row.key); changed(); } })), h("div", { class: "st-stackrow-weight" }, range, number), h("small", { class: "st-misfit" })));
+  const node = h("li", { class: "st-stackrow" }, grip, h("div", { class: "st-stackrow-cover" }), h("div", { class: "st-stackrow-main" }, h("div", { class: "st-stackrow-top" }, h("b"), word, h("span", { class: "st-spring" }), toggle, button(`Remove ${row.name}`, { kind: "icon quiet small", symbol: "close", act: () => removeRow(find()) })), h("div", { class: "st-stackrow-weight" }, range, number), h("small", { class: "st-misfit" })));
   range.addEventListener("input", () => setWeight(find(), Number(range.value), node));
   range.addEventListener("dblclick", () => setWeight(find(), 1, node));
   number.addEventListener("input", () => number.value !== "" && setWeight(find(), Number(number.value), node));
   number.addEventListener("blur", () => setWeight(find(), Number(number.value), node));
   toggle.addEventListener("change", () => { find().on = toggle.checked; changed(); });
-  word.addEventListener("click", () => call("generate", "insert", { text: word.textContent }).catch(() => {}));
+  word.addEventListener("click", () => insertWord(find()));
   node.addEventListener("keydown", (event) => {
     const step = event.altKey && { ArrowUp: -1, ArrowDown: 1 }[event.key];
     if (!step) return;
@@ -98,7 +123,7 @@ function fillRow(node, row) {
   word.textContent = found?.trigger ?? "";
   word.hidden = !found?.trigger;
   node.querySelector(".st-switch").checked = row.on;
-  const trouble = !found && state.loaded.adapters ? "not in the library" : !fits(found) ? `made for ${found.family}, left out with this base` : "";
+  const trouble = !found && state.loaded.adapters ? "not in the library" : !fits(found) ? `made for ${found.family}, left out with this base` : row.other ? "another file than the picture was drawn with" : "";
   node.querySelector(".st-misfit").textContent = trouble;
   node.classList.toggle("is-off", !row.on || Boolean(trouble));
   const cover = node.querySelector(".st-stackrow-cover");

@@ -6,7 +6,7 @@ import { button, empty, h, icon, setReason } from "./dom.js";
 import { images, removeSelected, select, selected, step } from "./images.js";
 import { onDrop } from "./intake.js";
 import { lightbox } from "./lightbox.js";
-import { recall, recallFile } from "./recall.js";
+import { recall, recallFile, recallPicture } from "./recall.js";
 import { current } from "./shell.js";
 import { isActive, state } from "./state.js";
 import * as api from "./api.js";
@@ -16,6 +16,7 @@ import { duration } from "./format.js";
 let follow = "";
 let shownJob = null;
 let index = 0;
+let live = null;
 
 const active = () => state.jobs.filter((job) => job.kind === "generate" && isActive(job));
 
@@ -43,7 +44,7 @@ function progress() {
 
 function declare() {
   const here = () => current() === "generate" && Boolean(selected());
-  command({ id: "recall-all", title: "Recall all settings of the picture", keys: "A", symbol: "recall", when: here, run: () => recall(selected().settings) });
+  command({ id: "recall-all", title: "Recall all settings of the picture", keys: "A", symbol: "recall", when: here, run: () => recallPicture(selected().id) });
   command({ id: "recall-seed", title: "Recall the seed", keys: "S", symbol: "dice", when: here, run: () => recall(selected().settings, "seed") });
   command({ id: "recall-prompt", title: "Recall the prompt", keys: "P", symbol: "text", when: here, run: () => recall(selected().settings, "prompt") });
   command({ id: "image-next", title: "Next picture", keys: "ArrowRight", symbol: "chevron", when: here, run: () => step(1) });
@@ -55,10 +56,17 @@ export function mount(element) {
   const image = h("img", { class: "st-view-image", alt: "", title: "Click to see it large" });
   const bar = progress();
   const frame = h("div", { class: "st-view-frame" }, image);
-  const pending = h("div", { class: "st-view-pending", hidden: true }, icon("generate", 34));
+  const rough = h("img", { class: "st-view-rough", alt: "Rough preview", hidden: true });
+  const pending = h("div", { class: "st-view-pending", hidden: true }, icon("generate", 34), rough);
+  const before = h("img", { class: "st-view-before", alt: "Picture it started from", hidden: true });
+  const cut = h("input", { type: "range", class: "st-view-cut", min: "0", max: "100", value: "50", "aria-label": "Before and after", hidden: true });
+  const compare = button("Before / after", { kind: "small", symbol: "eye", title: "Compare with the picture it started from", act: () => { comparing = !comparing; draw(); } });
+  let comparing = false;
+  cut.addEventListener("input", () => frame.style.setProperty("--cut", `${cut.value}%`));
   const none = empty("generate", "Say what to draw", ["Write a prompt on the left, add a LoRA or two, and press Generate.", "Drop a PNG made here or in another web UI to get its settings back."]);
   const trouble = h("div", { class: "st-trouble", role: "alert", hidden: true });
-  const stage = h("section", { class: "st-stage", "aria-label": "Picture" }, none, frame, pending, trouble, bar.node);
+  const stage = h("section", { class: "st-stage", "aria-label": "Picture" }, none, frame, pending, trouble, h("div", { class: "st-stage-tools" }, compare), bar.node);
+  frame.append(before, cut);
   element.replaceChildren(stage);
   onDrop(element.closest(".st-view") ?? stage, (files) => files.length && recallFile(files));
   image.addEventListener("click", () => lightbox(images.items.map((item) => ({ src: item.url, title: `${item.width} × ${item.height} · seed ${item.seed}`, text: item.prompt })), Math.max(0, images.items.findIndex((item) => item.id === images.selected))));
@@ -67,11 +75,19 @@ export function mount(element) {
     const job = active().find((one) => one.state === "running") ?? active()[0];
     bar.draw(job);
     if (job && job.id !== shownJob) { shownJob = job.id; index = 0; }
-    const waits = Boolean(job) && follow === job.id && index === 0;
+    if (live && live.job !== job?.id) live = null;
+    const waits = Boolean(job) && follow === job.id && (index === 0 || Boolean(live));
+    rough.hidden = !live;
+    if (live && rough.getAttribute("src") !== live.src) rough.src = live.src;
     pending.hidden = !waits;
     const size = waits ? [job.settings?.width, job.settings?.height] : item ? [item.width, item.height] : null;
     if (size?.[0]) for (const node of [frame, pending]) { node.style.setProperty("--w", size[0]); node.style.setProperty("--h", size[1]); }
     frame.hidden = waits || !item;
+    const start = !waits && item?.settings?.init_image;
+    compare.parentNode.hidden = !start;
+    before.hidden = cut.hidden = !start || !comparing;
+    compare.setAttribute("aria-pressed", String(comparing));
+    if (start && comparing) before.src = `/api/images/inputs/${encodeURIComponent(start)}`;
     none.hidden = waits || Boolean(item) || !images.loaded;
     if (item && image.getAttribute("src") !== item.url) { image.src = item.url; image.alt = item.prompt || "Generated picture"; }
     const lost = !job && state.jobs.find((one) => one.id === follow && one.state === "failed");
@@ -86,7 +102,13 @@ export function mount(element) {
   });
   on("image-selected", draw);
   on("jobs", draw);
-  on("event", ({ job, event }) => { if (event.kind === "image" && job === shownJob) { index = event.index + 1; draw(); } });
+  on("event", ({ job, event }) => {
+    if (event.kind === "preview") { live = { job, src: `/api/jobs/${api.id(job)}/files/${event.path}` }; draw(); }
+    if (event.kind !== "image" || job !== shownJob) return;
+    index = event.index + 1;
+    live = null;
+    draw();
+  });
   on("generating", (job) => { follow = job.id; draw(); });
   on("cancel-generate", () => { const job = active().find((one) => one.state === "running") ?? active()[0]; if (job) api.post(`/jobs/${api.id(job.id)}/cancel`).catch(failed("It was not cancelled")); });
   declare();

@@ -1,0 +1,219 @@
+"""Generate as a desktop: rows, sliders, toggles, trigger words, a start picture with a painted mask, previews, cancel, recall by drop."""
+
+import json
+import os
+import re
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from studio.families import sources
+from studio.generation.sampler import open_base
+from studio.lora import formats
+from tests.e2e.conftest import Studio, Watched
+from tests.generation.conftest import adapter
+
+SLOW = 120_000
+LOOK = os.environ.get("STUDIO_LOOK")  # a folder for screenshots, to look at while working on the page
+
+
+def look(page: Page, name: str) -> None:
+    if LOOK:
+        page.screenshot(path=f"{LOOK}/{name}.png")
+
+
+def asked(studio: Studio, path: str, method: str = "GET", body: dict | None = None) -> dict:
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{studio.address}/api{path}", data, {"content-type": "application/json"}, method=method)) as reply:
+        return json.load(reply)
+
+
+@pytest.fixture(scope="module")
+def loras(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Two LoRAs of random numbers in the studio's library, with trigger words."""
+    c = open_base(sources.find("demo-sdxl"), "fp32", "cpu")
+    folder = tmp_path_factory.mktemp("loras")
+    boundary, parts = "0123456789abcdef", b""
+    names = ["inkwash", "sdxl_lightning_2step"]
+    for seed, name in enumerate(names):
+        path = folder / f"{name}.safetensors"
+        words = {"ss_output_name": name, "modelspec.title": name} | ({"modelspec.trigger_phrase": "zqx ink"} if seed == 0 else {})
+        formats.write(adapter(c, seed, size=0.1), path, format="kohya", dtype="fp16", metadata=words)
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
+        parts += head.encode() + path.read_bytes() + b"\r\n"
+    kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
+    request = urllib.request.Request(f"{studio.address}/api/adapters", parts + f"--{boundary}--\r\n".encode(), kind)
+    with urllib.request.urlopen(request) as reply:
+        assert reply.status in (200, 201)
+    yield names
+    for row in asked(studio, "/adapters")["items"]:
+        if row["name"] in names:
+            asked(studio, f"/adapters/{row['id']}", "DELETE")
+
+
+def field(page: Page, name: str):
+    return page.locator(f"#generate-{name} :is(input, textarea)").first
+
+
+def unfold(page: Page, id: str) -> None:
+    fold = page.locator(f"[aria-controls=generate-{id}]")
+    if fold.get_attribute("aria-expanded") == "false":
+        fold.click()
+
+
+def generate(page: Page) -> None:
+    page.get_by_role("button", name="Generate", exact=True).last.click()
+
+
+def drawn(page: Page, before: str | None) -> None:
+    image = page.locator(".st-view-image")
+    expect(image).to_have_attribute("src", re.compile("/api/images/"), timeout=SLOW)
+    if before:
+        expect(image).not_to_have_attribute("src", before, timeout=SLOW)
+    expect(page.locator(".st-drawing")).to_be_hidden(timeout=SLOW)
+
+
+def add(page: Page, name: str) -> None:
+    page.get_by_role("button", name="Add LoRA").click()
+    page.locator(".st-tile", has_text=name).click()
+
+
+def test_rows_come_with_their_words_and_settings_and_leave_with_them(watched: Watched, loras: list[str]) -> None:
+    page = watched.page
+    watched.view("generate")
+    prompt = page.locator("#generate-prompt textarea")
+    prompt.fill("a cat")
+    add(page, "inkwash")
+    expect(prompt).to_have_value("zqx ink, a cat")
+    add(page, "sdxl_lightning")
+    expect(page.locator(".st-toast", has_text="is a Lightning LoRA")).to_contain_text("steps 2")
+    page.get_by_role("button", name="Use these").click()
+    expect(field(page, "steps")).to_have_value("2")
+    expect(page.locator("#generate-sampler input")).to_have_value("Euler SGM Uniform")
+    slider = page.get_by_label("Weight of inkwash", exact=True)
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_label("Weight of inkwash as a number")).to_have_value("0.95")
+    page.get_by_label("Use inkwash").click()
+    expect(page.locator(".st-stackrow", has_text="inkwash")).to_have_class(re.compile("is-off"))
+    page.keyboard.press("Alt+ArrowDown")
+    expect(page.locator(".st-stackrow b").last).to_have_text("inkwash")
+    look(page, "rows")
+    page.get_by_role("button", name="Remove inkwash").click()
+    expect(prompt).to_have_value("a cat")
+    page.get_by_role("button", name="Remove sdxl_lightning_2step").click()
+    expect(page.locator(".st-stackrow")).to_have_count(0)
+    assert (watched.errors, watched.foreign) == ([], [])
+
+
+def test_a_rough_preview_shows_and_a_cancel_ends_it(watched: Watched, studio: Studio) -> None:
+    page = watched.page
+    watched.view("generate")
+    page.locator("#generate-prompt textarea").fill("cat face")
+    field(page, "steps").fill("400")
+    unfold(page, "advanced")
+    field(page, "live_preview").fill("0.05")
+    generate(page)
+    expect(page.locator(".st-view-rough")).to_be_visible(timeout=SLOW)
+    page.wait_for_function("document.querySelector('.st-view-rough').naturalWidth > 4")
+    look(page, "preview")
+    page.locator(".st-drawing").get_by_role("button", name="Cancel").click()
+    expect(page.locator(".st-drawing")).to_be_hidden(timeout=SLOW)
+    expect(page.locator(".st-view-rough")).to_be_hidden()
+    assert asked(studio, "/jobs?kind=generate")["items"][0]["state"] == "cancelled"
+    assert (watched.errors, watched.foreign) == ([], [])
+
+
+def test_a_picture_is_drawn_on_inside_a_painted_mask(watched: Watched, studio: Studio) -> None:
+    page = watched.page
+    watched.view("generate")
+    page.locator("#generate-prompt textarea").fill("cat face")
+    field(page, "steps").fill("3")
+    field(page, "seed").fill("7")
+    before = page.locator(".st-view-image").get_attribute("src")
+    generate(page)
+    drawn(page, before)
+    first = asked(studio, "/images")["items"][0]
+    page.locator("#generate-facts").get_by_role("button", name="Start from it").click()
+    expect(page.locator(".st-source-image")).to_be_visible()
+    page.get_by_role("button", name="Paint mask").click()
+    canvas = page.locator(".st-mask-canvas")
+    expect(canvas).to_be_visible()
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.5, steps=6)
+    look(page, "mask")
+    page.mouse.up()
+    page.get_by_role("button", name="Use the mask").click()
+    expect(page.locator(".st-source-mask")).to_be_visible()
+    field(page, "strength").fill("0.9")
+    look(page, "source")
+    generate(page)
+    drawn(page, first["url"])
+    second = asked(studio, "/images")["items"][0]
+    assert second["settings"]["mask"] and second["settings"]["strength"] == 0.9 and second["settings"]["init_image"]
+    page.get_by_role("button", name="Before / after").click()
+    expect(page.locator(".st-view-before")).to_be_visible()
+    look(page, "compare")
+    page.get_by_role("button", name="Take the picture out").click()
+    expect(page.locator(".st-source")).to_be_hidden()
+    page.get_by_role("button", name="Recall all").click()
+    expect(page.locator(".st-source-mask")).to_be_visible()
+    page.get_by_role("button", name="Take the picture out").click()
+    assert (watched.errors, watched.foreign) == ([], [])
+
+
+def test_a_dropped_picture_brings_all_back_and_names_what_is_another_one(watched: Watched, studio: Studio, loras: list[str], tmp_path: Path) -> None:
+    from PIL import Image
+
+    from studio.config import GenerateConfig, build
+    from studio.generation import files
+    from studio.generation.infotext import Model, Used
+
+    page = watched.page
+    watched.view("generate")
+    values = {"prompt": "a fox, zqx ink", "seed": 99, "steps": 3, "hires_scale": 1.5, "format": "jpeg", "loras": [{"name": "inkwash", "weight": 0.4}]}
+    files.save(Image.new("RGB", (64, 64)), tmp_path / "x.jpg", build(GenerateConfig, values), [Used("inkwash", 0.4, "ab" * 32)], Model("demo-sdxl"))
+    script = "(bytes) => { const t = new DataTransfer(); t.items.add(new File([new Uint8Array(bytes)], 'x.jpg', {type: 'image/jpeg'})); return t; }"
+    page.dispatch_event(".st-stage", "drop", {"dataTransfer": page.evaluate_handle(script, list((tmp_path / "x.jpg").read_bytes()))})
+    expect(page.locator("#generate-prompt textarea")).to_have_value("a fox, zqx ink")
+    expect(field(page, "seed")).to_have_value("99")
+    unfold(page, "larger")
+    expect(field(page, "hires_scale")).to_have_value("1.5")
+    expect(page.locator(".st-toast", has_text="not all is as it was")).to_contain_text("inkwash is another file here")
+    row = page.locator(".st-stackrow", has_text="inkwash")
+    expect(row).to_have_class(re.compile("is-off"))
+    expect(row.locator(".st-misfit")).to_have_text("another file than the picture was drawn with")
+    look(page, "recalled")
+    page.get_by_role("button", name="Remove inkwash").click()
+    assert (watched.errors, watched.foreign) == ([], [])
+
+
+def test_a_preset_is_kept_put_on_and_forgotten(watched: Watched, studio: Studio) -> None:
+    page = watched.page
+    watched.view("generate")
+    field(page, "steps").fill("5")
+    page.get_by_role("button", name="Presets").click()
+    page.get_by_role("button", name="Keep these settings").click()
+    box = page.get_by_role("dialog", name="Keep as a preset")
+    box.get_by_label("Name").fill("Quick")
+    box.get_by_label("Words", exact=True).fill("photo of {prompt}")
+    look(page, "preset")
+    box.get_by_role("button", name="Keep", exact=True).click()
+    expect(page.locator(".st-toast", has_text="Quick is kept")).to_be_visible()
+    field(page, "steps").fill("9")
+    page.locator("#generate-prompt textarea").fill("a cat")
+    page.get_by_role("button", name="Presets").click()
+    page.locator(".st-preset", has_text="Quick").locator(".st-menu-item").click()
+    expect(page.locator("#generate-prompt textarea")).to_have_value("photo of a cat")
+    expect(field(page, "steps")).to_have_value("5")
+    page.get_by_role("button", name="Presets").click()
+    page.get_by_role("button", name="Forget Quick").click()
+    expect(page.locator(".st-preset")).to_have_count(0)
+    assert asked(studio, "/presets")["items"] == []
+    assert (watched.errors, watched.foreign) == ([], [])
