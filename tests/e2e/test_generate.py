@@ -17,7 +17,7 @@ from tests.e2e.conftest import Studio, Watched
 from tests.generation.conftest import adapter
 
 SLOW = 120_000
-LOOK = os.environ.get("STUDIO_LOOK")  # a folder for screenshots, to look at while working on the page
+LOOK = os.environ.get("LOOK_FOLDER")  # a folder for screenshots, to look at while working on the page
 
 
 def look(page: Page, name: str) -> None:
