@@ -16,7 +16,7 @@ import psutil
 
 from studio.cli.opening import opened
 from studio.cli.output import emit, size
-from studio.errors import StudioError
+from studio.errors import RunError, StudioError
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -53,7 +53,7 @@ def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
         with opened(arguments) as workspace:
             yield from _studio(workspace)
     except StudioError as error:
-        yield Finding("data folder", "bad", str(error))
+        yield Finding("studio", "bad", str(error))
     yield _port(7860)
 
 
@@ -84,6 +84,10 @@ def _studio(workspace: "Workspace") -> Iterator[Finding]:
     yield Finding("database", "ok", f"opens; {len(status.running)} jobs running, {status.queued} waiting")
     if status.trouble:
         yield Finding("queue", "bad", status.trouble)
+    try:
+        yield Finding("jobs", "ok", workspace.reach())
+    except RunError as error:
+        yield Finding("jobs", "bad", str(error))
     bases = workspace.bases.list()
     for base in bases:
         if base.problem:

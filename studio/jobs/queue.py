@@ -224,7 +224,9 @@ class Dispatcher:
     def _watch(self, row: JobRow, folder: JobFolder, claim: Claim | None, dead: bool) -> None:
         """A job without a last word: is it claimed, alive, and does it obey a cancel?"""
         overdue = row.cancelling is not None and time.monotonic() - self._asked.setdefault(row.id, time.monotonic()) > self._cancel_seconds
-        home = self._home(row).create()
+        home = self._home(row)
+        if dead:
+            self.backend.end(home, claim)
         if dead and row.cancelling is not None:
             self._cancelled(folder)
         elif dead:
@@ -237,7 +239,7 @@ class Dispatcher:
         elif claim is not None and overdue:
             self.backend.end(home, claim)
         elif claim is None and not self.trouble:
-            self._deliver(row.id, home, listed(row.device))
+            self._deliver(row.id, home.create(), listed(row.device))
         elif claim is not None:
             self._heed(row, home)
 

@@ -1,5 +1,7 @@
 """One of several processes that train together, started by studio.jobs.ranks: `python -m studio.jobs.rank DATA JOB DEVICE`.
 
+By hand, `accelerate launch` or torchrun start it on one machine or several; DEVICE is `auto` then.
+
 What it says goes to its standard output, one event a line; everything else it or a library prints goes to standard error.
 It ends when its standard input does, for whoever started it is gone then. A line `leave` on it asks for a checkpoint and an end.
 """
@@ -23,6 +25,7 @@ from studio.library.layout import Layout
 def main(data: str, job: str, device: str) -> int:
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
+    device = _own_device() if device == "auto" else device
     layout = Layout(Path(data))
     folder = JobFolder.of(layout.jobs, job)
     requests = FolderRequests(folder.path)
@@ -45,6 +48,13 @@ def main(data: str, job: str, device: str) -> int:
         events.write(to_line(explain(error, work.manifest.settings, folder.path, folder.checkpoints())))
         return 1
     return 0
+
+
+def _own_device() -> str:
+    """The card that has the number which this process has on its machine, as its launcher tells; the processor where there is none."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def _listen(requests: FolderRequests) -> None:

@@ -182,6 +182,7 @@ class Status(Record):
     boot: str
     data: str
     devices: tuple[DeviceRecord, ...]
+    backend: str = Field(description="where jobs run: this machine, or a Ray cluster")
     running: tuple[JobRecord, ...]
     queued: int
     disk_free: int

@@ -2,13 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select
 
 import studio
-from studio.jobs.devices import devices
+from studio.jobs.devices import Device, devices
 from studio.jobs.processes import silent
 from studio.jobs.queue import Dispatcher, Loop
 from studio.library.database import Database
@@ -106,7 +107,8 @@ class Workspace:
             version=studio.__version__,
             boot=self.hub.boot,
             data=str(self.layout.root),
-            devices=tuple(self._device(device.name, device.title, device.memory) for device in devices()),
+            devices=tuple(self._device(device, {name for row in running for name in row.device.split(",")}) for device in self._dispatcher.backend.devices()),
+            backend=self._dispatcher.backend.shown(),
             running=tuple(running),
             queued=queued,
             disk_free=usage.free,
@@ -115,7 +117,13 @@ class Workspace:
             trouble=self._loop.trouble or self.repaired,
         )
 
-    def _device(self, name: str, title: str, memory: int) -> DeviceRecord:
-        state = self._dispatcher.backend.worker(name)
-        worker = "none" if state is None else "silent" if silent(state) else "busy" if state.job else "idle"
-        return DeviceRecord(name=name, title=title, memory=memory, worker=worker, base=state.base if state else "")
+    def reach(self) -> str:
+        """Where jobs run, after a try. Raises RunError if it cannot be reached."""
+        return self._dispatcher.backend.check()
+
+    def _device(self, device: Device, busy: Container[str]) -> DeviceRecord:
+        state = self._dispatcher.backend.worker(device.name)
+        worker = "busy" if device.name in busy else "none"
+        if state is not None:
+            worker = "silent" if silent(state) else "busy" if state.job else "idle"
+        return DeviceRecord(name=device.name, title=device.title, memory=device.memory, worker=worker, base=state.base if state else "")

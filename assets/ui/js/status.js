@@ -48,7 +48,7 @@ export function mount(element) {
     const status = message.status ?? message;
     light.dataset.tone = "good";
     const used = status.devices.map((one) => (one.memory ? `${one.title} · ${bytes(one.memory)}` : one.title));
-    device.textContent = used.join(", ") || "no device";
+    device.textContent = status.backend === "this machine" ? used.join(", ") || "no device" : status.backend;
     device.title = status.trouble || status.devices.map((one) => (one.base ? `${one.base} is loaded` : "no base is loaded")).join(", ");
     const silent = status.devices.filter((one) => one.worker === "silent");
     if (silent.length) {

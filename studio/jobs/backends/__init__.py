@@ -1,6 +1,8 @@
-"""Where workers run; the queue is the same wherever that is."""
+"""Where workers run: processes of this machine, or a Ray cluster. STUDIO_JOBS says which; the queue is the same for both."""
 
+import importlib.util
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -10,6 +12,8 @@ from studio.jobs.devices import Device
 from studio.jobs.folder import Claim
 from studio.jobs.processes import WorkerFolder, WorkerState
 from studio.library.layout import Layout
+
+_ADDRESS = re.compile(r"ray://([^\s/:]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})/?")
 
 
 class Backend(Protocol):
@@ -70,7 +74,7 @@ class Backend(Protocol):
         ...
 
     def end(self, home: WorkerFolder, claim: Claim | None) -> None:
-        """End a worker that does not end itself, or one that is not needed any more."""
+        """End a worker that does not end itself or is not needed any more, and put away what is left of one that died."""
         ...
 
     def release(self, running: bool) -> None:
@@ -79,8 +83,18 @@ class Backend(Protocol):
 
 
 def chosen(layout: Layout, devices: Callable[[], list[Device]], node: str) -> Backend:
-    """The backend that STUDIO_JOBS names. Raises SettingsError for a value that is none."""
+    """The backend that STUDIO_JOBS names. Raises SettingsError for a value that is none, or if Ray is not installed."""
     wish = os.environ.get("STUDIO_JOBS", "").strip()
-    if wish not in ("", "local"):
-        raise SettingsError(f"STUDIO_JOBS {wish!r}: use local")
-    return Local(layout, devices, node)
+    if wish in ("", "local"):
+        return Local(layout, devices, node)
+    address = _ADDRESS.fullmatch(wish)
+    if wish != "ray" and not address:
+        raise SettingsError(
+            f"STUDIO_JOBS {wish!r}: use local, ray (a cluster of this machine alone), or ray://HOST:PORT with a cluster's client port, usually 10001"
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise SettingsError(f"STUDIO_JOBS={wish} needs the package ray; pip install 'lora-studio[ray]', or set STUDIO_JOBS=local")
+    from studio.jobs.backends.cluster import Cluster
+    from studio.jobs.backends.head import Head
+
+    return Cluster(layout, (address[1].strip("[]"), int(address[2])) if address else Head(layout))
