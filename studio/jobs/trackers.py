@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 FOLDER = "trackers"
+SERVER = os.environ.get("MLFLOW_TRACKING_URI", "")  # looked at once: MLflow sets it itself, and the next run of this process has another folder
 PACKAGES: dict[Tracker, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
@@ -66,7 +67,10 @@ def _begin(name: Tracker, run: str, folder: Path, settings: dict[str, Any]) -> "
         os.environ.setdefault("WANDB_MODE", "offline")
         tracker = tracking.WandBTracker("lora-studio", dir=str(folder), name=run)
     else:
-        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # it would tell its makers of every run
+        import mlflow
+
+        mlflow.set_tracking_uri(SERVER or f"sqlite:///{folder / 'mlflow.db'}")
         tracker = tracking.MLflowTracker("lora-studio", logging_dir=(folder / name).as_uri(), run_name=run)
     tracker.start()
     tracker.store_init_configuration({key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in settings.items()})
