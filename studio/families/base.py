@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor
 
-Part = Literal["denoiser", "vae", "text"]
+Part = Literal["denoiser", "vae", "text", "clip"]  # clip: those of the text encoders that a LoRA is trained for
 Passage = tuple[tuple[str, float], ...]  # a part of a prompt: texts with their weights
 Conditioning = dict[str, "Tensor"]  # named tensors, batch first; names are the diffusers pipeline's own argument names
 
@@ -56,6 +56,7 @@ class Facts:
     reasons: Mapping[str, str]  # setting -> why this default
     samplers: Mapping[str, str]  # name as users know it -> key of generation.schedulers
     blocks: Mapping[str, str]  # group of blocks a stack may weigh apart -> how module paths inside begin; the first group is the block's number
+    unread: Mapping[str, int] = field(default_factory=dict)  # text encoder -> how many of its last layers nothing reads
     fuses: bool = False  # whether LoRA files keep several of its modules (q, k, v) as one
     negative_prompts: bool = True  # False where guidance is distilled into the base: nothing is drawn away from
 
@@ -105,7 +106,7 @@ class Family(Protocol):
         ...
 
     def encode_captions(self, c: Components, captions: Sequence[str]) -> Conditioning:
-        """Conditioning of a list of captions, batch first, cacheable."""
+        """Conditioning of a list of captions, batch first, cacheable: as much of it as the loaded encoders give. Differentiable if one is trained."""
         ...
 
     def encode_prompt(self, c: Components, prompt: Sequence[Passage], tokens: int = 0) -> Conditioning:

@@ -124,13 +124,14 @@ class Flux:
 
     def encode_captions(self, c: Components, captions: Sequence[str]) -> Conditioning:
         """prompt_embeds (B, L, D): T5, padding unmasked as the base was trained; pooled_prompt_embeds (B, D2): CLIP."""
-        import torch
 
-        clip, t5 = c.parts["text_encoder"], c.parts["text_encoder_2"]
-        with torch.no_grad():
-            pooled = clip(shared.tokenize(c.parts["tokenizer"], captions, CLIP_TOKENS, clip.device)).pooler_output
+        clip, t5 = c.parts["text_encoder"], c.parts.get("text_encoder_2")
+        pooled = clip(shared.tokenize(c.parts["tokenizer"], captions, CLIP_TOKENS, clip.device)).pooler_output
+        found = {"pooled_prompt_embeds": pooled.to(c.dtype)}
+        if t5 is not None:
             embeds = t5(shared.tokenize(c.parts["tokenizer_2"], captions, text_tokens(c.base), t5.device))[0]
-        return {"prompt_embeds": embeds.to(c.dtype), "pooled_prompt_embeds": pooled.to(c.dtype)}
+            found["prompt_embeds"] = embeds.to(c.dtype)
+        return found
 
     def encode_prompt(self, c: Components, prompt: Sequence[Passage], tokens: int = 0) -> Conditioning:
         """T5 reads the whole prompt with its weights, in blocks of the base's length; CLIP's part is the first 77 tokens without weights."""
@@ -220,11 +221,12 @@ def read_folder(folder: Path, vae: Path | None, parts: Sequence[Part], dtype: "t
         found["transformer"] = shared.read_model(FluxTransformer2DModel, folder, "transformer", dtype)
     if "vae" in parts:
         found["vae"] = shared.read_vae(folder, vae, CONFIG / "vae")
+    if "text" in parts or "clip" in parts:
+        found["text_encoder"] = shared.read_model(CLIPTextModel, folder, "text_encoder", dtype)
+        found["tokenizer"] = shared.read_tokenizer(CLIPTokenizer, folder, "tokenizer")
     if "text" in parts:
         t5_dtype = torch.float32 if dtype == torch.float16 else dtype
-        found["text_encoder"] = shared.read_model(CLIPTextModel, folder, "text_encoder", dtype)
         found["text_encoder_2"] = shared.read_model(T5EncoderModel, folder, "text_encoder_2", t5_dtype)
-        found["tokenizer"] = shared.read_tokenizer(CLIPTokenizer, folder, "tokenizer")
         found["tokenizer_2"] = shared.read_tokenizer(T5Tokenizer, folder, "tokenizer_2")
     return found
 

@@ -41,6 +41,7 @@ FACTS = Facts(
     implementation="https://github.com/Stability-AI/generative-models",
     kohya_version="sdxl_base_v1-0",
     kohya_module="networks.lora",
+    unread={"text_encoder": 1},  # the first encoder gives its last state but one, the second also its pooled end
     civitai_base="SDXL 1.0",
     defaults={
         "train": {"resolution": 1024, "batch_size": 1, "rank": 32, "learning_rate": 1e-4, "steps": 1500, "gradient_checkpointing": True},
@@ -134,12 +135,11 @@ class Sdxl:
 
         hidden = []
         pooled = None
-        with torch.no_grad():
-            for number in ("", "_2"):
-                encoder = c.parts[f"text_encoder{number}"]
-                output = encoder(shared.tokenize(c.parts[f"tokenizer{number}"], captions, TOKENS, encoder.device), output_hidden_states=True)
-                hidden.append(output.hidden_states[-2])
-                pooled = output[0]
+        for number in ("", "_2"):
+            encoder = c.parts[f"text_encoder{number}"]
+            output = encoder(shared.tokenize(c.parts[f"tokenizer{number}"], captions, TOKENS, encoder.device), output_hidden_states=True)
+            hidden.append(output.hidden_states[-2])
+            pooled = output[0]
         assert pooled is not None
         return {"prompt_embeds": torch.cat(hidden, dim=-1), "pooled_prompt_embeds": pooled}
 
@@ -194,7 +194,7 @@ def _read_folder(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dic
         found["unet"] = shared.read_model(UNet2DConditionModel, folder, "unet", dtype)
     if "vae" in parts:
         found["vae"] = shared.read_vae(folder, base.vae, CONFIG / "vae")
-    if "text" in parts:
+    if "text" in parts or "clip" in parts:
         found["text_encoder"] = shared.read_model(CLIPTextModel, folder, "text_encoder", dtype)
         found["text_encoder_2"] = shared.read_model(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype)
         for name in ("tokenizer", "tokenizer_2"):

@@ -63,7 +63,7 @@ def load_sdxl(base: Base, parts: Sequence[Part], dtype: "torch.dtype", configs: 
             found["unet"] = _filled(base.path, lambda: UNet2DConditionModel.from_config(shared.read_json(configs / "unet" / "config.json")), state)
         if "vae" in parts:
             found["vae"] = shared.read_vae(base.path, base.vae or base.path, configs / "vae")
-        if "text" in parts:
+        if "text" in parts or "clip" in parts:
             first = file.under(checkpoints.CLIP, dtype)
             second = _renamed(base.path, checkpoints.open_clip_to_hf, file.under(checkpoints.OPEN_CLIP, dtype))
             found["text_encoder"] = _clip(base, CLIPTextModel, configs / "text_encoder", first)
@@ -81,7 +81,7 @@ def load_flux(base: Base, parts: Sequence[Part], dtype: "torch.dtype", configs: 
 
     others: list[Part] = [part for part in parts if part != "denoiser"]
     folder = base.encoders or (configs if "architecture" in base.habits else None)
-    if folder is None and any(part == "text" or base.vae is None for part in others):
+    if folder is None and any(part in ("text", "clip") or base.vae is None for part in others):
         raise BaseError(f"{base.path.name}: holds the transformer alone; name with --encoders a FLUX.1 folder that text encoders and VAE come from")
     found: dict[str, Any] = {}
     if folder is not None:

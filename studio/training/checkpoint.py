@@ -197,7 +197,7 @@ def adapter(path: Path) -> Adapter:
 
     verify(path)
     with safe_open(path / ADAPTER, "pt") as file:
-        words = dict(file.metadata() or {})
+        words = {"family": state(path).family, **(file.metadata() or {})}
     return exact.rebuilt(load_file(path / ADAPTER), words)
 
 

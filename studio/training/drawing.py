@@ -32,4 +32,5 @@ def drawn(store: Cache, draws: Sequence[Draw], wants: Sequence[Want], config: Tr
         there(weight) if any(want.weight != 1.0 for want in wants) else None,
         there(prior) if any(want.prior for want in wants) else None,
         store.batch(rivals).latents if rivals else None,
+        tuple(want.caption for want in wants) if config.text_encoder_learning_rate else (),
     )

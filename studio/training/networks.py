@@ -21,15 +21,15 @@ LOKR_APART = "network lokr on {title}: only ComfyUI and what draws with it load 
 
 def check(config: TrainConfig, facts: Facts, steps: int, resumed: bool) -> tuple[str, ...]:
     """What to know about the file before it is trained. Raises SettingsError if the network does not go with the other settings."""
-    if config.optimizer == "prodigy" and (config.lora_plus_ratio != 1 or set(numbered(config.block_rates).values()) - {1.0}):
-        raise SettingsError("prodigy finds one rate for all layers: leave lora_plus_ratio and block_rates out, or choose another optimizer")
+    rates = config.lora_plus_ratio != 1 or config.text_encoder_learning_rate is not None or set(numbered(config.block_rates).values()) - {1.0}
+    if config.optimizer == "prodigy" and rates:
+        raise SettingsError(
+            "prodigy finds one rate for all layers: leave lora_plus_ratio, block_rates and text_encoder_learning_rate out, or choose another optimizer"
+        )
     if config.network == "adalora" and (config.ema_decay or config.optimizer == "schedule-free"):
         raise SettingsError("adalora takes ranks away, which an average of the weights brings back: leave ema_decay out and choose another optimizer")
     if config.network == "adalora" and steps < LEAST_STEPS:
         raise SettingsError(f"steps {steps} is too short for adalora, which needs {LEAST_STEPS} to share ranks out; ask for more, or set network to lora")
-    asks = "prior_prediction" if config.prior_prediction else "preference_beta" if config.preference_beta else ""
-    if config.init in INITS and asks:
-        raise SettingsError(f"init {config.init} changes the base while it trains, and {asks} asks the base alone: use init default")
     if config.init in INITS and config.start_from and not resumed:
         raise SettingsError(f"init {config.init} and start_from both say what the weights begin as; leave one of them out")
     found = []

@@ -16,7 +16,7 @@ from studio.data.cache import Cache, Want, release
 from studio.errors import RunError
 from studio.events import Checkpoint, Validation
 from studio.families import quantised
-from studio.families.base import Components, Family
+from studio.families.base import Components, Family, Part
 from studio.killpoints import reached
 from studio.lora import attach
 from studio.training import carried, checkpoint, objective, optim
@@ -66,17 +66,22 @@ class Run:
         n_parameters = _n_parameters(c.denoiser)
         if self.reduced:
             quantised.quantise(c.denoiser, config.base_format, store.device)
+            for name in c.facts.text_encoders:
+                if name in c.parts:
+                    c.parts[name].to(store.device)
         reached("load")
         with torch.random.fork_rng([store.device] if store.device.type == "cuda" else []):
             torch.manual_seed(config.seed)
-            self.attached = attach.attach(c, config, fresh=resumed is None)
+            text_rate = (config.text_encoder_learning_rate or 0.0) / (config.learning_rate or 1.0)
+            self.attached = attach.attach(c, config, text_rate=text_rate, fresh=resumed is None)
         if resumed:
             attach.restore(self.attached, checkpoint.adapter(resumed))
         elif config.start_from:
             attach.load(self.attached, _read_lora(Path(config.start_from), c))
         if config.gradient_checkpointing or (config.gradient_checkpointing is None and n_parameters >= FULL_SIZE):
             c.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        c.denoiser.train()
+        for part in (c.facts.denoiser, *self.attached.encoders):
+            c.parts[part].train()
         goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config)  # type: ignore[arg-type]
         self.stepper = stepper = Stepper(self.attached, self.family, goal, config)
         self.carried["optimizer"] = Memory(stepper.optimizer, stepper.weights.names)
@@ -99,7 +104,8 @@ class Run:
     def _loaded(self) -> Components:
         """The denoiser on its device, or on the CPU where it is yet to be reduced to fit."""
         store = self.store
-        c = self.family.load(store.base, ["denoiser"], store.dtype, torch.device("cpu") if self.reduced else store.device)
+        wanted: list[Part] = ["denoiser", *(["clip"] if self.plan.config.text_encoder_learning_rate else [])]
+        c = self.family.load(store.base, wanted, store.dtype, torch.device("cpu") if self.reduced else store.device)
         c.device = store.device
         return c
 
@@ -121,6 +127,8 @@ class Run:
         numbers = range(self.step * accumulation, (self.step + 1) * accumulation)
         pictures = sum(len(self.plan.order.batch(number)) for number in numbers)
         self.notes.clear()
+        if config.text_encoder_stop and self.step >= config.text_encoder_stop:
+            self.attached.leave_encoders()
         while (loss := self._accumulated(numbers, pictures)) is None:
             self._halve()
         loss = teams.current().sum(loss, self.stepper.weights.exact)

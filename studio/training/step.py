@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from studio.config import TrainConfig
 from studio.data.cache import Batch
 from studio.errors import RunError
-from studio.families.base import Family
+from studio.families.base import Conditioning, Family
 from studio.lora.attach import Attached
 from studio.lora.bare import bare
 from studio.training import optim
@@ -31,7 +31,7 @@ FIRST_SCALE = 2.0**14
 @dataclass(frozen=True)
 class Micro:
     """One micro-batch with its draws. noise, extra: like the latents; level, weight: (B,); keys: (B,) int64, what dropout follows from;
-    prior: (B,), who is to be predicted as the base alone does."""
+    prior: (B,), who is to be predicted as the base alone does; captions: what text encoders in training read."""
 
     batch: Batch
     noise: Tensor
@@ -41,6 +41,7 @@ class Micro:
     weight: Tensor | None = None
     prior: Tensor | None = None
     rival: Tensor | None = None  # latents of the worse pictures
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,31 +146,38 @@ class Stepper:
         noised = self.objective.noised(micro.batch.latents, micro.noise, micro.level, micro.extra)
         if micro.prior is not None:
             with bare(self.components.denoiser):
-                own = self._predict(micro.batch, noised).float()
+                own = self._predict(micro.batch, noised, micro.batch.conditioning).float()
             noised = replace(noised, target=torch.where(micro.prior.view(-1, 1, 1, 1), own, noised.target))
-        found = self.loss(self._predict(micro.batch, noised), noised, micro.batch.masks)
+        found = self.loss(self._predict(micro.batch, noised, self._conditioning(micro)), noised, micro.batch.masks)
         return found if micro.weight is None else found * micro.weight
 
     def _preferences(self, micro: Micro, rival: Tensor) -> Tensor:
         """(B,) losses of pairs: both pictures in one pass, under the same noise, level and caption."""
         batch = micro.batch
         twice = {name: torch.cat([tensor, tensor]) for name, tensor in batch.conditioning.items()}
+        now = {name: torch.cat([tensor, tensor]) for name, tensor in self._conditioning(micro).items()}
         both = replace(batch, latents=torch.cat([batch.latents, rival]), conditioning=twice, sizes=torch.cat([batch.sizes, batch.sizes]))
         if micro.keys is not None:
             self.attached.chance.keys = torch.cat([micro.keys, micro.keys])
         noised = self.objective.noised(both.latents, torch.cat([micro.noise, micro.noise]), torch.cat([micro.level, micro.level]))
         with bare(self.components.denoiser):
-            base = self._errors(both, noised)
-        better, worse = self._errors(both, noised).chunk(2)
+            base = self._errors(both, noised, twice)
+        better, worse = self._errors(both, noised, now).chunk(2)
         base_better, base_worse = base.chunk(2)
         found = preference_loss(better, worse, base_better, base_worse, self.beta)
         return found if micro.weight is None else found * micro.weight
 
-    def _errors(self, batch: Batch, noised: Noised) -> Tensor:
-        return mean((self._predict(batch, noised).float() - noised.target).square(), None)
+    def _errors(self, batch: Batch, noised: Noised, conditioning: Conditioning) -> Tensor:
+        return mean((self._predict(batch, noised, conditioning).float() - noised.target).square(), None)
 
-    def _predict(self, batch: Batch, noised: Noised) -> Tensor:
-        return self.family.predict(self.components, noised.noisy, noised.timesteps, batch.conditioning, batch.sizes)
+    def _predict(self, batch: Batch, noised: Noised, conditioning: Conditioning) -> Tensor:
+        return self.family.predict(self.components, noised.noisy, noised.timesteps, conditioning, batch.sizes)
+
+    def _conditioning(self, micro: Micro) -> Conditioning:
+        """What was cached, and from trained encoders what they give now."""
+        if not self.attached.encoders:
+            return micro.batch.conditioning
+        return micro.batch.conditioning | self.family.encode_captions(self.components, micro.captions)
 
     def update(self, loss: Tensor, learning_rate: float) -> Outcome:
         """Clip and apply what was accumulated, unless it is not finite. Waits for the device once."""
@@ -219,7 +227,9 @@ class Stepper:
     def check_gradients(self) -> int:
         """How many layers the first backward pass gave no more than zeros. Raises RunError if it missed one, or moved none at all."""
         layers: dict[str, list[Tensor | None]] = {}
-        for name, parameter in zip(self.weights.names, self.weights.exact, strict=True):
+        for name, parameter, live in zip(self.weights.names, self.weights.exact, self.weights.live, strict=True):
+            if not live.requires_grad:
+                continue  # a text encoder that has learned enough
             layers.setdefault(self.attached.layer_of[name], []).append(parameter.grad)
         missed = [path for path, grads in layers.items() if all(grad is None for grad in grads)]
         if missed:

@@ -52,6 +52,8 @@ LABELS = {
     "early_stop": "Stop after looks",
     "keep_best": "Keep the best",
     "gradient_checkpointing": "Checkpointing",
+    "text_encoder_learning_rate": "Text encoder rate",
+    "text_encoder_stop": "Text encoder stops at",
     "base_format": "Bits of the base",
     "target_pattern": "Targets by pattern",
     "rank_stabilized": "Rank-stabilised scale",

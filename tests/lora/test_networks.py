@@ -198,6 +198,8 @@ def test_the_fingerprint_sees_one_bit(sdxl: Components) -> None:
         ({"network": "lokr", "rank_stabilized": True}, "rank_stabilized is for lora and dora"),
         ({"network": "dora", "init": "pissa"}, "init pissa is for lora"),
         ({"network": "adalora", "block_ranks": "to_q=2"}, "block_ranks is for"),
+        ({"network": "adalora", "text_encoder_learning_rate": 1e-4}, "adalora shares out ranks within the denoiser"),
+        ({"text_encoder_stop": 3}, "text_encoder_stop means nothing without"),
         ({"block_ranks": "to_q=2.5"}, "2.5 is no rank"),
         ({"block_ranks": "to_q"}, "'to_q' is not PATTERN=NUMBER"),
     ],
@@ -210,7 +212,8 @@ def test_settings_that_do_not_belong_together_are_one_clear_line(settings: dict[
 def test_dropout_follows_from_the_item_alone() -> None:
     from studio.lora.attach.dropout import Chance, KeyedDropout, uniform
 
-    chance = Chance()
+    model = torch.nn.Identity()
+    chance = Chance(model)
     layer = KeyedDropout(0.25, chance, layer=3)
     x, keys = torch.ones(3, 40, 50), torch.tensor([2**62 + 5, 7, 8])
     chance.keys = keys
@@ -222,7 +225,9 @@ def test_dropout_follows_from_the_item_alone() -> None:
     assert torch.equal(whole, torch.cat(parts)), "any split of a batch drops the same"
     assert not torch.equal(whole[0], whole[1]) and whole.unique().tolist() == pytest.approx([0.0, 4 / 3])
     chance.keys = keys
-    assert torch.equal(layer.eval()(x), x) and not torch.equal(whole, KeyedDropout(0.25, chance, layer=4)(x))
+    assert not torch.equal(whole, KeyedDropout(0.25, chance, layer=4)(x))
+    model.eval()
+    assert torch.equal(layer(x), x)
     drawn = uniform(torch.arange(200), 1, 500).double() / 2**32
     assert drawn.mean() == pytest.approx(0.5, abs=0.005) and drawn.var() == pytest.approx(1 / 12, rel=0.01)
     assert abs(torch.corrcoef(torch.stack([drawn[:-1].flatten(), drawn[1:].flatten()]))[0, 1]) < 0.01

@@ -41,6 +41,10 @@ class Network(Settings):
     block_ranks: Rows = Field(default=(), max_length=64, description="Rank of some layers, one PATTERN=RANK a line; the first that matches counts")
     block_alphas: Rows = Field(default=(), max_length=64, description="Alpha of some layers, PATTERN=ALPHA; without one, alpha keeps its share of the rank")
     block_rates: Rows = Field(default=(), max_length=64, description="Learning rate of some layers, PATTERN=FACTOR of the run's")
+    text_encoder_learning_rate: float | None = Field(
+        default=None, gt=0, le=10, description="Also train the CLIP text encoders, at this rate; captions are then encoded anew in every step. Empty is off"
+    )
+    text_encoder_stop: int | None = Field(default=None, ge=1, le=1_000_000, description="Step after which the text encoders stay as they are; empty is never")
     start_from: str | None = Field(default=None, description="Start from an existing LoRA: library name, run or file")
 
     @model_validator(mode="after")
@@ -52,6 +56,10 @@ class Network(Settings):
         kinds = INITS.get(self.init)
         if kinds and self.network not in kinds:
             raise ValueError(f"init {self.init} is for {' and '.join(kinds)}, not for {self.network}: use init default")
+        if self.network == "adalora" and self.text_encoder_learning_rate:
+            raise ValueError("adalora shares out ranks within the denoiser only: leave text_encoder_learning_rate out, or set network to lora")
+        if self.text_encoder_stop and not self.text_encoder_learning_rate:
+            raise ValueError("text_encoder_stop means nothing without text_encoder_learning_rate: give both, or leave it out")
         wrong = [value for value in numbered(self.block_ranks).values() if value != int(value) or value > 512]
         if wrong:
             raise ValueError(f"block_ranks: {wrong[0]:g} is no rank; a rank is a whole number from 1 to 512")

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class Attached:
     network: Network
     places: list[Place]
     modules: list[Any]  # PEFT's layers
-    chance: Chance = field(default_factory=Chance)
+    chance: Chance
     allocator: Allocator | None = None
 
     @property
@@ -46,7 +46,7 @@ class Attached:
     def plain(self) -> bool:
         """Whether every layer is base(x) + scale * up(down(x)) and every step does the same work, so that it may be regrouped or captured."""
         network = self.network
-        return network.network == "lora" and network.init not in origin.INITS and network.dropout == 0
+        return network.network == "lora" and network.init not in origin.INITS and network.dropout == 0 and not self.encoders
 
     @property
     def scale(self) -> float:
@@ -75,10 +75,15 @@ class Attached:
                 if parameter.requires_grad:
                     yield place, f"{before}.{name}", parameter
 
-    def still(self, part: str) -> None:
-        """Leave the layers of a part as they are from now on."""
+    @property
+    def encoders(self) -> list[str]:
+        """The text encoders with layers in training."""
+        return [part for part in dict.fromkeys(place.part for place in self.places) if part != self.components.facts.denoiser]
+
+    def leave_encoders(self) -> None:
+        """Leave the layers of the text encoders as they are from now on; they get no gradient any more."""
         for place, module in zip(self.places, self.modules, strict=True):
-            if place.part == part:
+            if place.part in self.encoders:
                 module.requires_grad_(False)
 
 
@@ -90,7 +95,7 @@ def attach(c: Components, network: Network, *, text_rate: float = 0.0, fresh: bo
     """
     places = choose(c, network, text_rate)
     kind = KINDS[network.network]
-    attached = Attached(c, network, places, [])
+    attached = Attached(c, network, places, [], Chance(c.denoiser))
     for part in dict.fromkeys(place.part for place in places):
         inside = [place for place in places if place.part == part]
         attached.modules += _injected(c.parts[part], network, inside)

@@ -87,7 +87,9 @@ def _wanted(c: Components, part: str, network: Network) -> "list[tuple[str, nn.M
         matches = re.compile("|".join(f"(?:{preset})" for preset in presets)).fullmatch
     else:
         matches = re.compile(_CLIP[network.targets]).fullmatch
-    return [(name, module) for name, module in model.named_modules() if _is_target(module) and matches(name)]
+    found = [(name, module) for name, module in model.named_modules() if _is_target(module) and matches(name)]
+    last = re.compile("|".join(rf"(?:^|.*\.)layers\.{model.config.num_hidden_layers - 1 - i}\..*" for i in range(c.facts.unread.get(part, 0))) or "(?!)")
+    return [(name, module) for name, module in found if not last.fullmatch(name)]
 
 
 def _is_target(module: "nn.Module") -> bool:

@@ -8,9 +8,10 @@ _ODD = 0x9E3779B1  # 2^32 over the golden ratio, so that neighbouring counters l
 
 
 class Chance:
-    """The keys of the pictures that are in the model at the moment, shared by all layers."""
+    """The keys of the pictures that are in the model at the moment, shared by all layers; nothing is dropped while `model` evaluates."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.keys: Tensor | None = None  # (B,) int64
 
 
@@ -22,7 +23,7 @@ class KeyedDropout(nn.Module):
         self.p, self.chance, self.layer = p, chance, layer
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
+        if not self.chance.model.training or self.p == 0:
             return x
         keys = self.chance.keys
         if keys is None or x.shape[0] % len(keys):
