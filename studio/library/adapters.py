@@ -93,8 +93,8 @@ def register(db: Database, layout: Layout, id: str, source: Path, told: Mapping[
                 values["preview"] = f"preview{preview.suffix}"
             row = AdapterRow(**{**values, "id": id, "name": name})
             session.add(row)
-    except Unavailable:
-        db.forget(AdapterRow, id)
+    except Unavailable as error:
+        db.forget(AdapterRow, id, error)
         raise
     return row
 

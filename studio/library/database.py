@@ -18,6 +18,10 @@ MIGRATING = 0x10A57D10  # the advisory lock under which one of many processes mi
 BUSY_SECONDS = 5.0  # so long a statement waits for another program that writes
 
 
+class Locked(Unavailable):
+    """Another program writes; nothing of ours was."""
+
+
 class Database:
     """Short sessions on one database; `read` and `write` are transactions."""
 
@@ -49,8 +53,10 @@ class Database:
         with _told(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def forget(self, table: type[Table], id: str) -> None:
+    def forget(self, table: type[Table], id: str, after: BaseException) -> None:
         """Delete a row after a failure to write it, if the database lets us: a commit may have happened though its answer was lost."""
+        if isinstance(after, Locked):
+            return
         with contextlib.suppress(Unavailable), self.write() as session:
             row = session.get(table, id)
             if row is not None:
@@ -100,7 +106,7 @@ def _told() -> Iterator[None]:
     except OperationalError as error:
         reason = _first_line(error)
         if "locked" in reason or "busy" in reason:
-            raise Unavailable("the database is locked by another program; nothing was changed: close that program and do it again") from error
+            raise Locked("the database is locked by another program; nothing was changed: close that program and do it again") from error
         if "full" in reason:
             raise Unavailable("the disk with the database is full; nothing was changed: free some space and do it again") from error
         raise Unavailable(f"the database does not answer ({reason}); nothing was changed: see that it runs and do it again") from error

@@ -294,9 +294,9 @@ class Jobs:
                 shutil.rmtree(folder.path)  # the same request was a moment faster on another way
                 return known
             return self.show(manifest.id)  # whoever began to dispatch at this moment found the folder first
-        except StudioError:
+        except StudioError as error:
             shutil.rmtree(folder.path)  # who is told that it was refused must not find it in the queue later
-            self._db.forget(JobRow, manifest.id)
+            self._db.forget(JobRow, manifest.id, error)
             raise
         self.on_change()
         return record(row)

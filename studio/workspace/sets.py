@@ -184,8 +184,8 @@ class Sets:
         try:
             with or_nothing(self._layout.sets / id, *parts, room=self._layout.sets):
                 yield
-        except BaseException:
-            self._db.forget(SetRow, id)
+        except BaseException as error:
+            self._db.forget(SetRow, id, error)
             raise
 
     def _imported(self, id: str, report: imports.Report) -> ImportRecord:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image as Pillow
 from safetensors.torch import load_file, save_file
 
@@ -115,7 +116,8 @@ def every_call(
     number = 1
     while True:
         prepare(number)
-        with failing_sql(monkeypatch, number, mode, REASONS[number % len(REASONS)]) as calls:
+        reason = "disk I/O error" if mode == "answer lost" else REASONS[number % len(REASONS)]  # a lock is met before anything is written
+        with failing_sql(monkeypatch, number, mode, reason) as calls:
             outcome: object
             try:
                 outcome = act(number)
@@ -285,3 +287,43 @@ def test_a_commit_that_is_lost_is_a_negative_control(house: House, monkeypatch: 
         house.studio.jobs.submit(node.manifest("gone"))
     with pytest.raises(AssertionError, match="I4"):
         invariants.check(house.studio)
+
+
+@pytest.mark.parametrize("text", ["CUDA error: unspecified launch failure", "CUDA error: an illegal memory access was encountered"])
+def test_a_worker_that_lost_its_device_ends_and_the_next_job_gets_a_new_one(house: House, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    sound, broken = worker.ALL_HANDLERS[node.KIND], [True]
+
+    def breaks(work: Work) -> Iterator[Event]:
+        if broken.pop() if broken else False:
+            raise torch.AcceleratorError(text)
+        yield from sound(work)
+
+    monkeypatch.setitem(worker.ALL_HANDLERS, node.KIND, breaks)
+    first, second = (house.studio.jobs.submit(node.manifest(name)).id for name in ("first", "second"))
+    house.queue.tick()
+    home = WorkerFolder(house.studio.layout.workers, "cpu")
+    home.hand(second, ["cpu"])  # it lies in the inbox already when the device is lost
+    house.worker.run(idle_seconds=60.0)  # and is not touched any more
+    assert home.waiting() == [second]
+    house.queue.tick()
+    job = house.studio.jobs.show(first)
+    assert job.state == "failed" and text.partition(": ")[2] in job.message and "new process" in job.message and "retry" in job.remedy
+    home.take_back(second)
+    house.worker = worker.Worker(house.studio.layout, "cpu")
+    house.worker._note()
+    house.until_idle()
+    assert house.studio.jobs.show(second).state == "finished"
+
+
+def test_running_out_of_memory_costs_no_worker(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: an error that leaves the device in order."""
+
+    def breaks(work: Work) -> Iterator[Event]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        yield
+
+    monkeypatch.setitem(worker.ALL_HANDLERS, node.KIND, breaks)
+    id = house.studio.jobs.submit(node.manifest("large")).id
+    house.round()
+    house.round()
+    assert house.studio.jobs.show(id).state == "failed" and not house.worker._leaving
