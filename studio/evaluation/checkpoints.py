@@ -9,7 +9,7 @@ import torch
 
 from studio import families
 from studio.config import TrainConfig, build
-from studio.data.cache import Cache, Want
+from studio.data.cache import Cache
 from studio.data.images import ImageSet
 from studio.errors import Cancelled, InputError, StudioError
 from studio.events import Event, Finished, Loading, Started, Validation, Warned
@@ -103,8 +103,8 @@ def _measured_by(subject: Subject) -> tuple[Plan, list[str]]:
     if not fresh:
         raise InputError(f"the run has seen every picture of {subject.others.name}; name an image set that it has not seen")
     other = plan(build(TrainConfig, {**config.model_dump(), "validation_fraction": 0, "early_stop": None}), subject.base, facts, subject.others, None)
-    wants = [Want(*row) for row in zip(other.pictures, other.crops, (False,) * len(other.crops), other.captions, strict=True)]
-    held = tuple(want for want in wants if want.picture in fresh)
+    first = {one.picture.name: i for i, one in reversed(list(enumerate(other.shown))) if not one.prior}
+    held = tuple(other.want(first[picture.name]) for picture in fresh)
     n = len(subject.others.pictures) - len(fresh)
     return replace(made, held=held), [f"{n} pictures are left out, for the run was trained on them"] if n else []
 

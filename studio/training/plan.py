@@ -109,7 +109,12 @@ def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resume
     order = buckets.order([one.crop for one in kept], config.batch_size, [one.repeats for one in kept], config.seed)
     steps = config.steps or order.steps(config.epochs or 1, config.gradient_accumulation)
     pictures_hash = checkpoint.digest([one.told() for one in entries])
-    told = (*_warnings(images, entries, order, config), *networks.check(config, facts, steps, resumed is not None))
+    few = f"{len(held)} held-out pictures tell little: the interval of their loss is wide; 4 or more are better"
+    told = (
+        *_warnings(images, entries, order, config),
+        *([few] if 0 < len(held) < FEW_HELD else []),
+        *networks.check(config, facts, steps, resumed is not None),
+    )
     # Each is judged once: at the first size, under the first caption.
     judged = tuple(Want(one.picture, one.crop, False, one.captions[0], config.masked_loss, rival=one.rival) for one in held)
     return Plan(config, kept, order, steps, pictures_hash, told, judged)
@@ -139,8 +144,6 @@ def _warnings(images: ImageSet, entries: Sequence[Shown], order: Order, config: 
         found.append(f"batch_size {order.batch_size} is more than the {order.items} pictures of an epoch: every batch holds all of them")
     if not any(picture.caption for picture in images.pictures):
         found.append("no picture has a caption: what they share and what they show cannot be told apart")
-    if config.validation_fraction and len(images.pictures) - len(order.buckets) < FEW_HELD:
-        found.append(f"{len(images.pictures) - len(order.buckets)} held-out pictures tell little: the interval of their loss is wide; 4 or more are better")
     return (*found, *_doubtful(config))
 
 

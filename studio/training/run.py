@@ -114,6 +114,7 @@ class Run:
         carried.restore(self.carried, resumed)
         self.stepper.weights.publish()
         self.step, self.skipped, self.in_a_row = state.step, state.skipped, state.in_a_row
+        self.checked = True  # in its first life; its next step may well be one to skip
         self.stepper.loss_scale, self.stepper.scaled_steps, self.micro = state.loss_scale, state.scaled_steps, state.micro
         if self.watch and state.settings["steps"] != self.plan.steps:
             self.watch.stale = 0  # whoever extends a run wants it to go on
