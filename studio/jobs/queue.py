@@ -223,7 +223,8 @@ class Dispatcher:
 
     def _watch(self, row: JobRow, folder: JobFolder, claim: Claim | None, dead: bool) -> None:
         """A job without a last word: is it claimed, alive, and does it obey a cancel?"""
-        overdue = row.cancelling is not None and time.monotonic() - self._asked.setdefault(row.id, time.monotonic()) > self._cancel_seconds
+        now = time.monotonic()
+        overdue = row.cancelling is not None and now - self._asked.setdefault(row.id, now) >= self._cancel_seconds
         home = self._home(row)
         if dead:
             self.backend.end(home, claim)

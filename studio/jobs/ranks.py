@@ -43,6 +43,15 @@ def places(devices: Sequence[str], processes: int) -> list[str]:
     return list(devices[:processes])
 
 
+def seen(devices: Sequence[str]) -> dict[str, str]:
+    """The environment in which these cards, and no other, are cuda:0, cuda:1 and so on: what a library takes by its own count is right then."""
+    if not devices[0].startswith("cuda"):
+        return {}
+    outer = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    numbers = [int(device.partition(":")[2] or 0) for device in devices]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(outer[number] if outer else str(number) for number in numbers)}
+
+
 class _Ranks:
     def __init__(self, work: "Work", processes: int) -> None:
         self._work = work
@@ -50,7 +59,8 @@ class _Ranks:
         self._left = False
         devices = places(work.devices or (work.warm.device,), processes)
         port = _free_port()
-        self._processes = [self._start(rank, device, processes, port) for rank, device in enumerate(devices)]
+        self._cards = seen(devices)
+        self._processes = [self._start(rank, f"cuda:{rank}" if self._cards else device, processes, port) for rank, device in enumerate(devices)]
         for rank, process in enumerate(self._processes):
             assert process.stdout is not None
             threading.Thread(target=self._read, args=(rank, process.stdout), daemon=True).start()
@@ -65,7 +75,14 @@ class _Ranks:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env={"OMP_NUM_THREADS": threads, **os.environ, **near, "MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in numbers.items()}},
+            env={
+                "OMP_NUM_THREADS": threads,
+                **os.environ,
+                **near,
+                **self._cards,
+                "MASTER_ADDR": "127.0.0.1",
+                **{key: str(value) for key, value in numbers.items()},
+            },
         )
 
     def _read(self, rank: int, stream: IO[str]) -> None:

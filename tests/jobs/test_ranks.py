@@ -100,3 +100,10 @@ def test_every_process_has_a_card_that_was_set_aside_and_no_other() -> None:
     assert ranks.places(["cpu:0", "cpu:1"], 2) == ranks.places(["cpu"], 2) == ["cpu", "cpu"]
     with pytest.raises(RunError, match="1 GPUs were set aside"):
         ranks.places(["cuda:0"], 2)
+
+
+def test_the_processes_see_their_cards_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert ranks.seen(["cuda:3", "cuda:1"]) == {"CUDA_VISIBLE_DEVICES": "3,1"} and ranks.seen(["cpu", "cpu"]) == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-12ab,6")
+    assert ranks.seen(["cuda:1", "cuda:2"]) == {"CUDA_VISIBLE_DEVICES": "GPU-12ab,6"}
