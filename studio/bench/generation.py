@@ -1,0 +1,161 @@
+"""Drawing measured side by side in one process: plain diffusers and PEFT against the studio's stack, by mode and way to run.
+
+    python -m studio.bench.generation sdxl flux --resolution 1024 --out DIR [--weights demo]
+
+Speed does not depend on the values of the weights, so full-size architectures with random ones need no download. Every figure is
+the median of a few looks of the denoiser (a guided pair where the family draws away from a prompt), after a warm-up, ended by
+waiting for the device; loops and whole pictures are timed as they stand.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studio.bench import plainly
+from studio.bench.drawn import Drawn, adapters, load
+from studio.bench.plainly import synchronize
+from studio.errors import StudioError
+from studio.generation.running import Speed, release, running
+from studio.generation.stack import Mode, Rows, Stack
+
+LOOKS, WARM = 10, 4
+STACKED = 4  # adapters of the stack that is measured
+GIB = 2**30
+
+
+def measured(drawn: Drawn, speeds: Sequence[Speed], steps: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """All rows of one base. Each says what was measured and its seconds."""
+    yield from _guarded("plain", lambda: plainly.rows(drawn, steps, STACKED, lambda look: _median(drawn, look)))
+    for speed in speeds:
+        yield from _guarded(f"studio {speed}", lambda speed=speed: _ours(drawn, speed, steps, folder))
+
+
+def _ours(drawn: Drawn, speed: Speed, steps: int, folder: Path) -> Iterator[dict[str, Any]]:
+    c, stack = drawn.c, Stack(drawn.c)
+    rows: Rows = [(one, 0.8 / (i + 1)) for i, one in enumerate(adapters(c, STACKED, 16))]
+    try:
+        with running(c, lambda: stack.layout, speed) as runner:
+            began = time.perf_counter()
+            look = drawn.look()
+            for _ in range(WARM):
+                look()
+            synchronize(c.device)
+            yield {"what": "warm-up", "seconds": time.perf_counter() - began, **runner.facts}
+            yield {"what": "look, no LoRA", "seconds": _median(drawn, look)}
+            for mode in ("baked", "live"):
+                yield from _changes(drawn, stack, rows, mode, look)
+                yield {"what": f"look, {mode} {len(rows)}", "seconds": _median(drawn, look), "layers": max(1, stack._live.layers)}
+            yield from _batched(drawn, stack, rows)
+            stack.set([])
+            yield {"what": f"loop of {steps}, no LoRA", "seconds": _loop(drawn, steps)}
+            stack.set(rows, mode="baked")
+            yield {"what": f"loop of {steps}, baked {len(rows)}", "seconds": _loop(drawn, steps)}
+            stack.set([])
+        yield from _picture(drawn, speed, steps, rows, folder)
+    finally:
+        stack.clear()
+        release(c)
+
+
+def _changes(drawn: Drawn, stack: Stack, rows: Rows, mode: Mode, look: Callable[[], Any]) -> Iterator[dict[str, Any]]:
+    """From a changed stack to the end of the first look: adapters that were not there before, and a slider that moved."""
+    moved: Rows = [(one, 0.31) for one, _ in rows]
+    for name, change in (("new adapters", rows), ("slider", moved), ("slider back", rows)):
+        synchronize(drawn.c.device)
+        began = time.perf_counter()
+        stack.set(change, mode=mode)
+        synchronize(drawn.c.device)
+        took = time.perf_counter() - began
+        look()
+        synchronize(drawn.c.device)
+        yield {"what": f"change, {mode} {len(rows)}, {name}", "seconds": time.perf_counter() - began, "stack_seconds": took}
+    for _ in range(WARM):
+        look()
+
+
+def _batched(drawn: Drawn, stack: Stack, rows: Rows) -> Iterator[dict[str, Any]]:
+    """One batch of pictures with a LoRA each, against the same pictures one by one, in pictures times looks a second."""
+    each: list[Rows] = [[row] for row in rows]
+    look = drawn.look(len(each))
+    stack.set_each(each, [[f"{i}"] for i in range(len(each))])
+    for _ in range(WARM):
+        look()
+    together = _median(drawn, look) / len(each)
+    single, seconds = drawn.look(), []
+    for one in [*each, *each]:
+        stack.set(one, mode="baked")
+        single()
+        seconds.append(_median(drawn, single, 3))
+    alone = statistics.median(seconds)
+    yield {"what": f"look a picture, {len(each)} stacks in one batch", "seconds": together, "one_by_one_seconds": alone, "times": alone / together}
+
+
+def _loop(drawn: Drawn, steps: int) -> float:
+    drawn.loop(2)
+    synchronize(drawn.c.device)
+    began = time.perf_counter()
+    drawn.loop(steps)
+    synchronize(drawn.c.device)
+    return time.perf_counter() - began
+
+
+def _picture(drawn: Drawn, speed: Speed, steps: int, rows: Rows, folder: Path) -> Iterator[dict[str, Any]]:
+    """Whole pictures through the sampler, file included: the second of two, base and prompt warm."""
+    for name, stack in (("no LoRA", ()), (f"baked {len(rows)}", rows)):
+        seconds = [drawn.picture(stack, speed, steps, folder / f"{speed}-{i}") for i in range(2)]
+        yield {"what": f"picture of {steps} steps, {name}", "seconds": seconds[-1], "first_seconds": seconds[0]}
+
+
+def _median(drawn: Drawn, look: Callable[[], Any], looks: int = LOOKS) -> float:
+    seconds = []
+    for _ in range(looks):
+        synchronize(drawn.c.device)
+        began = time.perf_counter()
+        look()
+        synchronize(drawn.c.device)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def _guarded(who: str, rows: Callable[[], Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The rows, called by who runs; an error ends them as a row of its own, so that the others are still measured."""
+    try:
+        for row in rows():
+            peak = {"peak_gib": round(torch.cuda.max_memory_reserved() / GIB, 2)} if torch.cuda.is_available() else {}
+            yield {"who": who, **{key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}, **peak}
+    except (RuntimeError, StudioError) as error:
+        yield {"who": who, "what": "error", "error": " ".join(str(error).split())[:300]}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m studio.bench.generation", description="Measure drawing side by side")
+    parser.add_argument("families", nargs="+", choices=("sdxl", "flux"))
+    parser.add_argument("--weights", choices=("random", "demo"), default="random")
+    parser.add_argument("--resolution", type=int, default=1024)
+    parser.add_argument("--steps", type=int, help="of a loop; the default is 30 for SDXL and 28 for FLUX.1")
+    parser.add_argument("--speeds", default="eager,graph,compile")
+    parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl and pictures")
+    chosen = parser.parse_args(arguments)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing((chosen.out / "rows.jsonl").open("a", encoding="utf-8")) as file:
+        for family in chosen.families:
+            drawn = load(family, chosen.weights, chosen.resolution, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            place = {"family": family, "resolution": chosen.resolution, "weights": chosen.weights}
+            for row in measured(drawn, chosen.speeds.split(","), chosen.steps or (30 if family == "sdxl" else 28), chosen.out):
+                line = json.dumps({**place, **row})
+                file.write(line + "\n")
+                file.flush()
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
