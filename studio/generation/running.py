@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from studio.families.base import Components
-from studio.generation import attention
+from studio.generation import attention as kernels
 from studio.generation.graphs import Graphs
 
 Speed = Literal["auto", "eager", "graph", "compile"]
@@ -22,15 +22,15 @@ class Runner:
     reason: str = ""
     graphs: Graphs | None = None
     compiled: bool = False
-    attention: dict[Any, attention.Choice] = field(default_factory=dict)  # by the shapes the denoiser is called with
+    attention: dict[Any, kernels.Choice] = field(default_factory=dict)  # by the shapes the denoiser is called with
 
     @property
     def facts(self) -> dict[str, Any]:
         """What is told with a job."""
         refused = self.graphs.refused if self.graphs and self.how != "eager" else ""
         words = f"eager: {refused}" if refused else f"{self.how}: {self.reason}"
-        kernels = {choice.order[0]: choice.milliseconds for choice in self.attention.values() if choice.order}
-        return {"speed": words} | ({"attention": next(reversed(kernels))} if kernels else {})
+        fastest = [choice.order[0] for choice in self.attention.values() if choice.order]
+        return {"speed": words} | ({"attention": fastest[-1]} if fastest else {})
 
 
 @contextlib.contextmanager
@@ -54,8 +54,8 @@ def running(c: Components, layout: Callable[[], str], speed: Speed) -> Iterator[
         key = tuple(tuple(value.shape) for value in (*args, *kwargs.values()) if hasattr(value, "shape"))
         if key not in runner.attention:
             with torch.compiler.set_stance("force_eager"):
-                result, shapes = attention.seen(lambda: plain(*args, **kwargs))
-            runner.attention[key] = attention.fastest(shapes, c.device, c.dtype)
+                result, shapes = kernels.seen(lambda: plain(*args, **kwargs))
+            runner.attention[key] = kernels.fastest(shapes, c.device, c.dtype)
             return result
         with runner.attention[key].used():
             try:

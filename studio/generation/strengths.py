@@ -41,6 +41,16 @@ def on_path(row: LoraWeight, path: str, facts: Facts) -> float:
     return row.weight
 
 
+def place(path: str, facts: Facts) -> str:
+    """The block of a layer as rows call it, or its part of the base."""
+    part, _, inside = path.partition(".")
+    for group, pattern in facts.blocks.items() if part == facts.denoiser else ():
+        found = re.match(pattern, inside)
+        if found:
+            return f"{group}.{found[1]}" if found.groups() else group
+    return part
+
+
 def at(schedule: Sequence[tuple[float, float]], position: float) -> float:
     """The schedule's factor at a share of the denoising, 0 the first step and 1 the last: straight between points, level outside them."""
     if not schedule:
