@@ -156,6 +156,10 @@ def _add_tools(verbs: "argparse._SubParsersAction[Parser]") -> None:
             "--format", default="kohya", choices=("kohya", "peft"), help="kohya for web UIs and sharing sites, peft for diffusers (default kohya)"
         )
         tool.add_argument("--dtype", default="fp16", choices=("fp16", "bf16", "fp32"), help="number format in the file (default fp16)")
+    stack = _group(verbs, "stack", "LoRAs together")
+    check = _verb(stack, "check", "tools.check", "whether the LoRAs of a stack get into each other's way, and weights that suit them")
+    check.add_argument("loras", nargs="+", metavar="NAME_OR_FILE=WEIGHT", help="LoRAs of the library, runs or files, each with its strength (default 1)")
+    check.add_argument("--base", metavar="B", help="a base that they are to fit")
     bake = _verb(verbs, "bake", "tools.bake", "a base with LoRAs baked in, as a checkpoint of its own")
     bake.add_argument("--base", required=True, metavar="B", help="a registered name, a diffusers folder or a .safetensors file")
     bake.add_argument("--vae", metavar="PATH", help="another VAE: a folder or a .safetensors file")

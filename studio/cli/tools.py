@@ -1,4 +1,4 @@
-"""merge, resize, extract, bake: submit a tool and watch it."""
+"""merge, resize, extract, bake, stack check: submit a tool and watch it."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from studio.cli.flags import locate
 from studio.cli.follow import follow
 from studio.cli.opening import knows, opened
 from studio.cli.output import emit, tell
-from studio.config import LoraWeight
+from studio.config import LoraWeight, parse_loras
 from studio.errors import BaseError
 from studio.events import Event, Exported
 
@@ -36,6 +36,29 @@ def bake(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
         values = {"base": _base(workspace, arguments.base), "vae": _base(workspace, arguments.vae) if arguments.vae else None}
         return _run(workspace, arguments, "bake", {**values, "loras": _stack(workspace, arguments.loras)})
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """`stack check`: the rows of a stack against each other, and each against a base."""
+    with opened(arguments) as workspace:
+        rows = [row.model_copy(update={"name": _lora(workspace, row.name)}) for row in parse_loras(arguments.loras)]
+        base = _base(workspace, arguments.base) if arguments.base else None
+        job = workspace.tools.run("check", {"loras": [row.model_dump() for row in rows], "base": base})
+        if arguments.json:
+            emit({"kind": "submitted", "job": job.id})
+        code = follow(workspace, job.id, as_json=arguments.json)
+        if code == 0 and not arguments.json:
+            _compared(workspace.jobs.show(job.id).result)
+        return code
+
+
+def _compared(found: dict[str, Any]) -> None:
+    """The verdict and what it rests on, for people."""
+    print(found["verdict"])
+    for line in (*found["sentences"], *(f"{name}: {words}" for name, words in found["fits"].items())):
+        print(f"  {line}")
+    for pair in found["pairs"]:
+        print(f"  {pair['a']} x {pair['b']}: overlap {pair['overlap']:+.2f}, shared directions {pair['shared']:.2f}, {pair['layers']} layers in common")
 
 
 def _run(workspace: "Workspace", arguments: argparse.Namespace, kind: str, values: dict[str, Any]) -> int:
@@ -71,7 +94,7 @@ def _told(result: dict[str, Any]) -> None:
 
 def _stack(workspace: "Workspace", texts: list[str]) -> list[dict[str, Any]]:
     rows = [LoraWeight.parse(text) for text in texts]
-    return [{"name": _lora(workspace, row.name), "weight": row.weight} for row in rows]
+    return [row.model_copy(update={"name": _lora(workspace, row.name)}).model_dump() for row in rows]
 
 
 def _lora(workspace: "Workspace", name: str) -> str:

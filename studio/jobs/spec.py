@@ -94,4 +94,11 @@ class EvaluateConfig(Settings):
     images: str | None = Field(default=None, description="Image set to measure by; empty takes the pictures that the run held out")
 
 
-TOOLS: Mapping[str, type[Settings]] = {"merge": MergeConfig, "resize": ResizeConfig, "extract": ExtractConfig, "bake": BakeConfig}
+class CheckConfig(Settings):
+    """What the LoRAs of a stack do to each other and, with a base named, how each fits it."""
+
+    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(parse_loras)] = Field(min_length=1, max_length=64, description="The stack: LoRAs and their weights")
+    base: str | None = Field(default=None, min_length=1, description="Base model that they are to fit: a registered name, a diffusers folder or a file")
+
+
+TOOLS: Mapping[str, type[Settings]] = {"merge": MergeConfig, "resize": ResizeConfig, "extract": ExtractConfig, "bake": BakeConfig, "check": CheckConfig}

@@ -1,15 +1,15 @@
-"""Merge, resize, extract and bake in the worker: files read, the tool run, its result written and proven."""
+"""Merge, resize, extract, bake and check in the worker: files read, the tool run, its result written and proven."""
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.config import LoraWeight, build
 from studio.events import Event, Exported, Finished, Loading, Warned
 from studio.jobs import exporting
-from studio.jobs.spec import AdapterOutput, BakeConfig, ExtractConfig, MergeConfig, ResizeConfig
+from studio.jobs.spec import AdapterOutput, BakeConfig, CheckConfig, ExtractConfig, MergeConfig, ResizeConfig
 
 if TYPE_CHECKING:
     from studio.jobs.handlers import Work
@@ -63,6 +63,30 @@ def bake(work: "Work") -> Iterator[Event]:
     yield Finished(result={"path": config.output, "bytes": report["bytes"]})
 
 
+def check(work: "Work") -> Iterator[Event]:
+    """What the adapters of a stack do to each other, and how each fits the base."""
+    yield Loading(phase="reading the LoRAs")
+    from studio.evaluation import interference
+
+    config = build(CheckConfig, work.manifest.settings)
+    adapters = [exporting.adapter_of(Path(work.manifest.paths[f"lora:{i}"])) for i in range(len(config.loras))]
+    names = [Path(row.name).stem if row.name.endswith(".safetensors") else row.name for row in config.loras]
+    yield Loading(phase="comparing the LoRAs")
+    found = interference.check(list(zip(adapters, config.loras, strict=True)), names).values
+    fits = _fits(work, adapters, names) if work.manifest.base else {}
+    yield Finished(result={**found, "fits": fits})
+
+
+def _fits(work: "Work", adapters: "Sequence[Adapter]", names: Sequence[str]) -> dict[str, str]:
+    """How each adapter fits the base, in words."""
+    from studio.families import stored
+    from studio.lora import formats
+
+    with stored.opened(work.base) as weights:
+        shapes = {name.removesuffix(".weight"): shape for name, shape in weights.shapes.items()}
+    return {name: formats.report(adapter, shapes).summary for name, adapter in zip(names, adapters, strict=True)}
+
+
 def _rows(work: "Work", loras: tuple[LoraWeight, ...]) -> "list[tuple[str, Adapter, float]]":
     return [(Path(row.name).stem, exporting.adapter_of(Path(work.manifest.paths[f"lora:{i}"])), row.weight) for i, row in enumerate(loras)]
 
@@ -105,5 +129,5 @@ def _timed(tool: "Callable[[Work], Iterator[Event]]") -> "Callable[[Work], Itera
 
 
 HANDLERS: "dict[str, Callable[[Work], Iterator[Event]]]" = {
-    name: _timed(tool) for name, tool in (("merge", merge), ("resize", resize), ("extract", extract), ("bake", bake))
+    name: _timed(tool) for name, tool in (("merge", merge), ("resize", resize), ("extract", extract), ("bake", bake), ("check", check))
 }

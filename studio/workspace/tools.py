@@ -1,4 +1,4 @@
-"""Adapter tools as jobs: merge, resize, extract, bake. Names become files, and what can be known to fail is refused here."""
+"""Adapter tools as jobs: merge, resize, extract, bake, check. Names become files, and what can be known to fail is refused here."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from studio.families import FAMILIES
 from studio.families.base import Base
 from studio.jobs.folder import Manifest
 from studio.jobs.handlers import base_values
-from studio.jobs.spec import TOOLS, BakeConfig, ExtractConfig, MergeConfig, ResizeConfig
+from studio.jobs.spec import TOOLS, BakeConfig, CheckConfig, ExtractConfig, MergeConfig, ResizeConfig
 from studio.library import adapters
 from studio.library.ids import new_id
 from studio.workspace.bases import Bases
@@ -64,6 +64,18 @@ class Tools:
         output = _place(config.output, base)
         return self._hand_in("bake", config, safe_stem(output.stem), found, base=base, output=str(output))
 
+    def check(self, config: CheckConfig) -> JobRecord:
+        """What the rows of a stack do to each other, and how each fits the base if one is named."""
+        found = [self._source(row.name) for row in config.loras]
+        families = {_family(source) for source in found}
+        if len(families) > 1:
+            raise FormatError("these LoRAs are for different kinds of base, so no picture has them together; check those for one base")
+        base = self._bases.resolve(BaseChoice(base=config.base)) if config.base else None
+        if base:
+            for source in found:
+                fits(source.path, _family(source), base.family)
+        return self._hand_in("check", config, "-".join(source.name for source in found)[:80], found, base=base)
+
     def run(self, kind: str, values: Mapping[str, Any]) -> JobRecord:
         """The tool of that name with settings as plain values. Raises SettingsError for wrong ones."""
         if kind not in TOOLS:
@@ -95,7 +107,7 @@ class Tools:
         output: str = "",
     ) -> JobRecord:
         values = config.model_dump()
-        if output or values["output"]:
+        if output or values.get("output"):
             values["output"] = output or str(writable(Path(values["output"])))
             taken = [source.path for source in found if source.path.resolve() == Path(values["output"]).resolve()]
             if taken:

@@ -43,3 +43,11 @@ def test_bad_input_is_one_line(studio: CommandLine, tmp_path: Path, words: list[
     said = studio(*words, cwd=tmp_path)
     assert said.code == 2 and told in said.err and len(said.err.strip().splitlines()) == 1, said.err
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_stack_is_checked_by_command(studio: CommandLine, tmp_path: Path) -> None:
+    lora(tmp_path / "a.safetensors", 1), lora(tmp_path / "b.safetensors", 2)
+    said = studio("stack", "check", "a.safetensors", "b.safetensors=0.5", "--base", "demo-sdxl", cwd=tmp_path)
+    assert said.code == 0 and said.out.startswith(("fine", "watch")) and "a: 1 of 1 layers fit" in said.out and "a x b: overlap" in said.out
+    said = studio("stack", "check", "a.safetensors", "a.safetensors", "--json", cwd=tmp_path)
+    assert said.lines[-1]["result"]["verdict"] == "clash"

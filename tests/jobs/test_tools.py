@@ -130,3 +130,15 @@ def test_what_cannot_work_is_refused_before_a_job_exists(closed: Workspace, tmp_
             closed.tools.run(kind, values)
         assert "\n" not in str(told.value)
     assert closed.jobs.list() == []
+
+
+def test_a_stack_is_checked_against_itself_and_its_base(closed: Workspace, tmp_path: Path) -> None:
+    one, other = lora(tmp_path / "ink.safetensors", 1), lora(tmp_path / "wash.safetensors", 2)
+    events = done(closed, "check", {"loras": [str(one), f"{one}=0.5,text=0", f"{other}=0.8,input=0"], "base": "demo-sdxl"})
+    result = events[-1].result if isinstance(events[-1], Finished) else {}
+    assert result["verdict"] == "clash" and result["pairs"][0]["overlap"] == 1 and result["fits"]["ink"] == "1 of 1 layers fit"
+    assert result["rows"][2]["layers"] == 0, "the layer lies in a block that the row turns off"
+    flux = lora(tmp_path / "f.safetensors", 1, "flux")
+    for values, words in (({"loras": [str(one), str(flux)]}, "different kinds of base"), ({"loras": [str(one)], "base": "demo-flux"}, "choose another base or LoRA")):
+        with pytest.raises(FormatError, match=words):
+            closed.tools.run("check", values)
