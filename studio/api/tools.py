@@ -18,7 +18,10 @@ def routes(workspace: Workspace) -> APIRouter:
 
     @router.post("/{kind}", status_code=201)
     def run(kind: Literal["merge", "resize", "extract", "bake", "check"], body: dict[str, Any]) -> dict[str, Any]:
-        """Submit a tool; the body holds its settings. `bake` takes a `name`: the file is then at /api/jobs/{id}/export. What `check` finds is the job's result."""
+        """Submit a tool; the body holds its settings. `bake` takes a `name`; its file is then at /api/jobs/{id}/export.
+
+        What `check` finds is the result of its job.
+        """
         if "output" in body:
             raise SettingsError(MADE_HERE)
         if kind == "bake":

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from studio import config as settings
 from studio import families
+from studio.bench import subjects
 from studio.config import GenerateConfig
 from studio.events import Event
 from studio.families import sources
-from studio.families.base import Base, Components, Conditioning
-from studio.families.parts import CONFIGS, read_json
+from studio.families.base import Components, Conditioning
+from studio.families.parts import read_json
 from studio.generation import conditioning, sampler, schedulers
-from studio.generation.denoise import Guide, denoise
+from studio.generation.denoise import Guide, denoise, pixels_per_latent
 from studio.generation.running import Speed
 from studio.generation.stack import Rows
 from studio.lora.adapter import Adapter, LowRank
@@ -48,10 +49,12 @@ class Drawn:
     @cached_property
     def conditioning(self) -> Conditioning:
         """One prompt; random numbers of the right shape where the base has no text encoders here."""
-        if "text_encoder" in self.c.parts and self.c.parts["text_encoder"] is not None:
+        if self.c.parts["text_encoder"] is not None:
             return families.get(self.c.facts.name).encode_captions(self.c, [PROMPT])
-        found = {name: torch.randn(1, *shape).to(self.c.device, self.c.dtype) for name, shape in _shapes(self.c).items()}
-        self.c.warm.setdefault("prompts", conditioning.kept())[(PROMPT, "")] = found
+        shapes = subjects.conditioning_shapes(self.c)
+        found = {name: torch.randn(1, *shape).to(self.c.device, self.c.dtype) for name, shape in shapes.items()}
+        for words in (PROMPT, ""):
+            conditioning.keep(self.c, words, "", found)
         return found
 
     def guide(self, images: int = 1) -> Guide:
@@ -62,7 +65,7 @@ class Drawn:
 
     def noise(self, images: int = 1) -> Tensor:
         vae: Any = self.c.parts["vae"]
-        side = self.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
+        side = self.resolution // pixels_per_latent(self.c)
         return torch.randn(images, vae.config.latent_channels, side, side, generator=torch.Generator().manual_seed(1)).to(self.c.device)
 
     def look(self, images: int = 1) -> Callable[[], Tensor]:
@@ -84,7 +87,7 @@ class Drawn:
         """A whole denoising by the studio's own loop."""
         size = (self.resolution, self.resolution)
         with torch.no_grad():
-            going = denoise(self.c, self.guide(), schedulers.schedule(self.c, None, steps, size), self.noise(), size, generators=[torch.Generator()])
+            going = denoise(self.c, self.guide(), schedulers.schedule(self.c, None, steps, size), self.noise(), generators=[torch.Generator()])
             while True:
                 try:
                     next(going)
@@ -109,18 +112,12 @@ def load(family: str, weights: str, resolution: int, device: torch.device) -> Dr
         return Drawn(kind.load(sources.find(kind.facts.default_base), ["denoiser", "vae", "text"], dtype, device), resolution)
     import diffusers
 
-    configs = CONFIGS / family
-    index = read_json(sources.find(kind.facts.default_base).path / "model_index.json")
-    parts: dict[str, Any] = {name: None for name, value in index.items() if isinstance(value, list) and name in PIPELINE_PARTS}
-    for name, own in ((kind.facts.denoiser, dtype), ("vae", torch.float32)):
-        parts[name] = _random(read_json(configs / name / "config.json"), own, device)
-    schedule = read_json(configs / "scheduler" / "scheduler_config.json")
-    parts["scheduler"] = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
-    c = Components(Base("random", family, "folder", configs), kind.facts, parts, dtype, device, kind.facts.objective)
-    return Drawn(c, resolution)
-
-
-PIPELINE_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    drawn = subjects.load(family, "random", dtype, device)
+    silent = {name: None for encoder in kind.facts.text_encoders for name in (encoder, encoder.replace("text_encoder", "tokenizer"))}
+    with torch.device("meta"):
+        vae: Any = diffusers.AutoencoderKL.from_config(read_json(drawn.configs / "vae" / "config.json"))
+    drawn.components.parts |= {**silent, "vae": subjects.filled(vae, torch.float32, device)}
+    return Drawn(drawn.components, resolution)
 
 
 def adapters(c: Components, n: int, rank: int) -> list[Adapter]:
@@ -138,28 +135,6 @@ def _layer(shape: tuple[int, ...], rank: int, seed: int) -> LowRank:
     draw = torch.Generator().manual_seed(seed)
     down = torch.randn(rank, shape[1], generator=draw) / shape[1] ** 0.5
     return LowRank(down, torch.randn(shape[0], rank, generator=draw) * 0.02, float(rank))
-
-
-def _random(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> nn.Module:
-    import diffusers
-
-    with torch.device("meta"):
-        model: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
-    model = model.to(dtype).to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
-            parameter.data.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
-        else:
-            parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
-    return model.requires_grad_(False).eval()
-
-
-def _shapes(c: Components) -> dict[str, tuple[int, ...]]:
-    config: Any = c.denoiser.config
-    if c.facts.denoiser == "unet":
-        return {"prompt_embeds": (77, config.cross_attention_dim), "pooled_prompt_embeds": (config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim,)}
-    return {"prompt_embeds": (512, config.joint_attention_dim), "pooled_prompt_embeds": (config.pooled_projection_dim,)}
 
 
 def _drain(events: Iterator[Event]) -> None:

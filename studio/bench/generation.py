@@ -26,7 +26,7 @@ from studio.errors import StudioError
 from studio.generation.running import Speed, release, running
 from studio.generation.stack import Mode, Rows, Stack
 
-LOOKS, WARM = 10, 4
+LOOKS, WARM = 8, 4
 STACKED = 4  # adapters of the stack that is measured
 GIB = 2**30
 

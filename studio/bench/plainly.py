@@ -1,7 +1,9 @@
 """The other side of a comparison: a diffusers pipeline as its documentation uses it, with PEFT adapters that are not fused."""
 
+import copy
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
 def rows(drawn: "Drawn", steps: int, n: int, median: Callable[[Callable[[], Any]], float]) -> Iterator[dict[str, Any]]:
     """Eager looks and loops without a LoRA, and with 1 to `n` unfused ones."""
-    from diffusers.loaders.peft import PeftAdapterMixin
     from peft import LoraConfig
 
     c, look = drawn.c, drawn.look()
@@ -24,7 +25,6 @@ def rows(drawn: "Drawn", steps: int, n: int, median: Callable[[Callable[[], Any]
     yield {"what": f"loop of {steps}, no LoRA", "seconds": _loop(drawn, steps, "latent")}
     yield {"what": f"picture of {steps} steps, no LoRA", "seconds": _loop(drawn, steps, "np")}
     denoiser: Any = c.denoiser
-    assert isinstance(denoiser, PeftAdapterMixin)
     names = [f"plain-{i}" for i in range(n)]
     try:
         for i, name in enumerate(names):
@@ -39,13 +39,14 @@ def rows(drawn: "Drawn", steps: int, n: int, median: Callable[[Callable[[], Any]
             yield {"what": f"look, PEFT {i + 1}", "seconds": median(look)}
         yield {"what": f"loop of {steps}, PEFT {n}", "seconds": _loop(drawn, steps, "latent")}
     finally:
-        denoiser.unload_lora() if hasattr(denoiser, "unload_lora") else denoiser.delete_adapters(names)
+        denoiser.unload_lora()
 
 
 def _loop(drawn: "Drawn", steps: int, output: str) -> float:
     """Seconds of the pipeline's own call, without text encoders, which have spoken before."""
     c = drawn.c
-    pipeline: Any = families.get(c.facts.name).pipeline(c)
+    vae: Any = copy.deepcopy(c.parts["vae"]).to(c.dtype)  # as a pipeline in one number format has it
+    pipeline: Any = families.get(c.facts.name).pipeline(replace(c, parts={**c.parts, "vae": vae}))
     pipeline.set_progress_bar_config(disable=True)
     arguments = {**drawn.conditioning, **({f"negative_{key}": value for key, value in drawn.conditioning.items()} if c.facts.negative_prompts else {})}
     size = {"height": drawn.resolution, "width": drawn.resolution, "guidance_scale": drawn.guidance}

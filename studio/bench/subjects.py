@@ -42,7 +42,7 @@ class Subject:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
 
-        conditioning = {name: normal(batch, *shape).to(device, dtype) for name, shape in _conditioning(self.components).items()}
+        conditioning = {name: normal(batch, *shape).to(device, dtype) for name, shape in conditioning_shapes(self.components).items()}
         sizes = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]] * batch, dtype=torch.float32, device=device)
         latents = normal(batch, self.channels, side, side).to(device)
         level = torch.rand(batch, generator=generator)
@@ -71,26 +71,32 @@ def skeleton(family: Family, configs: Path) -> Any:
         return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
-def _random(family: Family, dtype: torch.dtype, device: torch.device) -> Components:
-    """Full-size parts with random weights of the usual spread, made where they stay."""
-    import diffusers
-
-    facts, configs = family.facts, CONFIGS / family.facts.name
-    model: nn.Module = skeleton(family, configs).to(dtype).to_empty(device=device)
+def filled(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The model on the device with random weights of the usual spread, frozen."""
+    model = model.to(dtype).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
         else:
             parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
+    return model.requires_grad_(False).eval()
+
+
+def _random(family: Family, dtype: torch.dtype, device: torch.device) -> Components:
+    """Full-size parts with random weights of the usual spread, made where they stay."""
+    import diffusers
+
+    facts, configs = family.facts, CONFIGS / family.facts.name
+    model = filled(skeleton(family, configs), dtype, device)
     schedule = read_json(configs / "scheduler" / "scheduler_config.json")
     scheduler = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
     base = Base("random", facts.name, "folder", configs)
-    parts = {facts.denoiser: model.requires_grad_(False).eval(), "scheduler": scheduler}
+    parts = {facts.denoiser: model, "scheduler": scheduler}
     return Components(base, facts, parts, dtype, device, facts.objective)
 
 
-def _conditioning(c: Components) -> dict[str, tuple[int, ...]]:
+def conditioning_shapes(c: Components) -> dict[str, tuple[int, ...]]:
     """Shapes of one picture's conditioning, by what the denoiser's config says of its inputs."""
     config: Any = c.denoiser.config
     if c.facts.denoiser == "unet":

@@ -190,7 +190,7 @@ def _about_pairs(pairs: Sequence[Pair]) -> list[str]:
 
 def _about_rows(rows: Sequence[Row]) -> list[str]:
     said = [
-        f"{row.name} has {len(row.spikes)} layer{'s' if len(row.spikes) > 1 else ''} with nearly all its force in one direction, first {next(iter(row.spikes))}: "
+        f"{row.name} has {len(row.spikes)} layer{'s' if len(row.spikes) > 1 else ''} with nearly all force in one direction, first {next(iter(row.spikes))}: "
         "it may burn when stacked; a lower weight or a resize helps"
         for row in rows
         if row.spikes

@@ -4,6 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,4 +85,4 @@ def _milliseconds(name: str, shape: Shape, device: "torch.device", dtype: "torch
     except RuntimeError:  # no kernel of this kind takes the shape, on this card
         return None
     torch.cuda.synchronize(device)
-    return sorted(a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False))[RUNS // 2]
+    return sorted(a.elapsed_time(b) for a, b in pairwise(marks))[RUNS // 2]

@@ -19,11 +19,17 @@ def encode(c: Components, prompt: str, text_stack: str, tokens: int = 0) -> Cond
     kept: OrderedDict[tuple[str, str, int], Conditioning] = c.warm.setdefault(_WARM, OrderedDict())
     key = (prompt, text_stack, tokens)
     if key not in kept:
-        kept[key] = families.get(c.facts.name).encode_prompt(c, passages(prompt), tokens)
+        keep(c, prompt, text_stack, families.get(c.facts.name).encode_prompt(c, passages(prompt), tokens), tokens)
     kept.move_to_end(key)
+    return kept[key]
+
+
+def keep(c: Components, prompt: str, text_stack: str, spoken: Conditioning, tokens: int = 0) -> None:
+    """Remember what a prompt was encoded to; the longest unused is let go."""
+    kept: OrderedDict[tuple[str, str, int], Conditioning] = c.warm.setdefault(_WARM, OrderedDict())
+    kept[prompt, text_stack, tokens] = spoken
     while len(kept) > KEPT:
         kept.popitem(last=False)
-    return kept[key]
 
 
 def guide(c: Components, prompt: str, config: GenerateConfig, text_stack: str) -> Guide:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from studio.generation import strengths
+from studio.generation.baked import finite
 from studio.generation.side import MULTIPLE, Side, attach, detach, shapes
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ class Live:
             self._switch(shares)
             self._strengthen(shares, images)
             self._shares = dict(shares)
-            finite = [tensor.isfinite().all() for layer in self._layers.values() for tensor in (layer.side.up, layer.side.down)]
-            return bool(torch.stack([one.to(finite[0].device) for one in finite]).all())
+            return finite([tensor for layer in self._layers.values() for tensor in (layer.side.up, layer.side.down)])
 
     def at(self, position: float) -> None:
         """Move scheduled strengths to a share of the denoising: 0 is the first step, 1 the last."""

@@ -82,7 +82,7 @@ def choose(c: Components, speed: Speed) -> tuple[Literal["eager", "graph", "comp
         return "eager", "asked for"
     if c.device.type != "cuda":
         return "eager", f"graphs and compiled kernels need an NVIDIA GPU, and this is {c.device.type}"
-    if any(parameter.device != c.device for parameter in c.denoiser.parameters()):
+    if any(parameter.device.type != c.device.type for parameter in c.denoiser.parameters()):
         return "eager", "parts of the denoiser wait in main memory"
     if speed == "compile":
         return "compile", "asked for"

@@ -1,5 +1,6 @@
 """Pictures from a base, a stack of LoRAs and a prompt; training previews come from here too."""
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from studio.generation import conditioning, infotext, modes, pictures, prompt, s
 from studio.generation import files as picture_files
 from studio.generation.denoise import Done, interruptible
 from studio.generation.previews import Previews
+from studio.generation.running import running
 from studio.generation.stack import Rows, Stack, StackReport
 from studio.generation.steps import Turns
 from studio.generation.strengths import row_of
@@ -84,21 +86,23 @@ def generate(
     ]
     picture_files.check(config, used, plan.model)
     total = plan.steps * config.count
-    yield Started(total=total, settings=config.model_dump(mode="json"), facts={**_facts(c), **_stack_facts(report)})
     made: list[str] = []
     previews = Previews(c, folder, config.live_preview)
-    for index in range(config.count):
-        if made and "finish" in requests.pending():
-            break
-        one = _one(config, index, files.get("wildcards"))
-        cancelled = Cancelled(f"drawing was cancelled; {len(made)} of {config.count} pictures are kept")
-        steps = _steps_of(c, one, plan, applied.fingerprint(c.facts.text_encoders), applied.at)
-        drawing = Turns[Done, "Picture"](_drawing(c, steps, _asking(requests, cancelled)))
-        yield from _steps(c, drawing, index * plan.steps, total, previews, _asking(requests, cancelled))
-        path = f"images/{index:04}-{one.seed}{picture_files.SUFFIXES[one.format]}"
-        picture_files.save(drawing.result, folder / path, one, used, plan.model)
-        made.append(path)
-        yield Image(path=path, index=index, seed=one.seed, settings=one.model_dump(mode="json"))
+    with running(c, lambda: applied.layout, config.speed) as runner:
+        yield Started(total=total, settings=config.model_dump(mode="json"), facts={**_facts(c), **_stack_facts(report), **runner.facts})
+        for index in range(config.count):
+            if made and "finish" in requests.pending():
+                break
+            one = _one(config, index, files.get("wildcards"))
+            cancelled = Cancelled(f"drawing was cancelled; {len(made)} of {config.count} pictures are kept")
+            steps = _steps_of(c, one, plan, applied.fingerprint(c.facts.text_encoders), applied.at)
+            within = _asking(requests, cancelled) if runner.how == "eager" else None  # a replayed graph has no blocks to look between
+            drawing = Turns[Done, "Picture"](_drawing(c, steps, within))
+            yield from _steps(c, drawing, index * plan.steps, total, previews, _asking(requests, cancelled))
+            path = f"images/{index:04}-{one.seed}{picture_files.SUFFIXES[one.format]}"
+            picture_files.save(drawing.result, folder / path, one, used, plan.model)
+            made.append(path)
+            yield Image(path=path, index=index, seed=one.seed, settings=one.model_dump(mode="json"))
     seconds = time.monotonic() - began
     yield Finished(step=len(made) * plan.steps, seconds=round(seconds, 3), result={"images": made, "finished_early": len(made) < config.count})
 
@@ -146,7 +150,7 @@ def preview(c: Components, prompts: Sequence[str], step: int, folder: Path, seed
             for index, text in enumerate(prompts):
                 spoken = prompt.parse(text).text
                 plan = _plan(c, GenerateConfig(base=c.base.name, prompt=spoken, seed=seed + index, steps=steps), (), {})
-                picture = _drawing(c, _steps_of(c, plan.config, plan, "", lambda _: None), lambda: None)(lambda _: None)
+                picture = _drawing(c, _steps_of(c, plan.config, plan, "", lambda _: None), None)(lambda _: None)
                 path = f"samples/{step:06}-{index}.png"
                 picture_files.save(picture, folder / path, plan.config, [], plan.model)
                 yield Sample(step=step, path=path, prompt=text, seed=plan.config.seed)
@@ -214,13 +218,13 @@ def _steps_of(c: Components, config: GenerateConfig, plan: _Plan, text_stack: st
     return lambda: modes.Drawing(c, config, conditioning.guide(c, prompt.parse(config.prompt).text, config, text_stack), plan.sources, before).steps()
 
 
-def _drawing(c: Components, begin: "Callable[[], modes.Making]", check: Callable[[], None]) -> "Callable[[Callable[[Done], None]], Picture]":
-    """A call that draws one picture and reports every step it has done. `check` is called within steps too, and may raise."""
+def _drawing(c: Components, begin: "Callable[[], modes.Making]", check: Callable[[], None] | None) -> "Callable[[Callable[[Done], None]], Picture]":
+    """A call that draws one picture and reports every step it has done. `check`, if any, is called within steps too, and may raise."""
 
     def draw(report: Callable[[Done], None]) -> "Picture":
         import torch
 
-        with torch.no_grad(), interruptible(c, check):
+        with torch.no_grad(), interruptible(c, check) if check else contextlib.nullcontext():
             steps = begin()
             while True:
                 try:

@@ -6,7 +6,7 @@ layer's output: strengths may then move from step to step and differ from image 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ from studio.errors import FormatError
 from studio.families import FAMILIES
 from studio.families.base import Components
 from studio.generation import sharing, strengths
-from studio.generation.baked import Baked, Recipe
+from studio.generation.baked import Add, Baked, Recipe
 from studio.generation.live import Live
 from studio.generation.sharing import Mode, Shared
 from studio.generation.side import fits
 from studio.generation.strengths import Strength
-from studio.lora.adapter import Adapter, Layer, delta, facts, moved, tensors
+from studio.lora.adapter import Adapter, Layer, delta, digest, moved
 from studio.lora.attach import module_map, parameter_map
 from studio.lora.formats import LoadReport, report
 from studio.lora.products import low_rank, whole
@@ -72,9 +72,11 @@ class Stack:
         self._baked = Baked(self._weights)
         self._live = Live(self._modules, self._place)
         self._spoken = Live(self._modules, self._place)  # on quantised text encoders
+        self._shapes = {path: self._shape(path) for path in self._weights}
         self._rows: list[tuple[LoraWeight, ...]] = []  # image by image; called by the adapters' keys
         self._shared = Shared({}, {}, "")
-        self._placed: dict[str, dict[str, Layer]] = {}  # adapter's key -> its matching layers
+        self._placed: dict[str, dict[str, Layer]] = {}  # adapter's key -> its matching layers, on the base's device
+        self._reports: dict[str, LoadReport] = {}  # adapter's key -> how it fits
         self._factors: dict[str, dict[str, Factors | None]] = {}  # and their factors, once they were needed
         self._keys: dict[int, tuple[Adapter, str]] = {}
 
@@ -95,7 +97,7 @@ class Stack:
             reports = tuple(self._fit(adapter, strengths.row_of(strength, name)) for (adapter, strength), name in zip(rows, called, strict=True))
             self._rows = [sharing.gather([strengths.row_of(strength, self._key(adapter)) for adapter, strength in stack]) for stack in stacks]
             self._shared = sharing.share(self._rows, self._placed, self._c.facts, mode, self)
-            baked, finite = self._baked.set({**self._shared.baked, **self._text(0)}, self._add)
+            baked, finite = self._baked.set({**self._shared.baked, **self._text(0)}, self._adding)
             sound = self._live.set(self._shared.live, len(stacks), self._products) and self._whisper(0)
             if not (finite and sound):
                 raise FormatError(f"LoRA {', '.join(called)}: these weights make numbers beyond {self._c.dtype}; lower the weights, or the file is broken")
@@ -112,7 +114,7 @@ class Stack:
 
     def speak(self, image: int) -> None:
         """Put the stack of this image of the batch on the text encoders: its prompt is encoded next."""
-        self._baked.set({**self._shared.baked, **self._text(image)}, self._add)
+        self._baked.set({**self._shared.baked, **self._text(image)}, self._adding)
         self._whisper(image)
 
     def clear(self) -> None:
@@ -156,20 +158,23 @@ class Stack:
             other = FAMILIES[adapter.family].facts.title if adapter.family in FAMILIES else adapter.family
             raise FormatError(f"LoRA {row.name} is for {other}, the base {self._c.base.name} is {own.title}; choose a LoRA or a base of the same family")
         strengths.check(row, own)
-        found = report(adapter, {path: self._shape(path) for path in self._weights})
+        key = self._key(adapter)
+        found = self._reports.get(key) or report(adapter, self._shapes)
         if not found.matched:
             first = next(iter([*found.missing, *found.mismatched]), "it has none")
             raise FormatError(
                 f"LoRA {row.name} ({own.title}) has no layer that fits the base {self._c.base.name} ({own.title}): {first}; choose the base it was trained on"
             )
-        self._placed.setdefault(self._key(adapter), {path: adapter.layers[path] for path in found.matched})
+        self._reports[key] = found
+        if key not in self._placed:
+            self._placed[key] = moved({path: adapter.layers[path] for path in found.matched}, self._c.device)
         return found
 
     def _key(self, adapter: Adapter) -> str:
         """A name for the adapter's numbers, the same for equal numbers wherever they were read from."""
         known = self._keys.get(id(adapter))
         if known is None:
-            known = self._keys[id(adapter)] = (adapter, _digest(adapter))
+            known = self._keys[id(adapter)] = (adapter, digest(adapter, self._c.device))
         return known[1]
 
     def _text(self, image: int) -> dict[str, Recipe]:
@@ -185,29 +190,34 @@ class Stack:
         """The layer as a short product, if it is one, in fp32 on the base's device; kept."""
         kept = self._factors.setdefault(key, {})
         if path not in kept:
-            layer = moved(self._placed[key][path], self._like(path))
-            kept[path] = low_rank(layer)
-            if kept[path] is None:
-                self._placed[key][path] = layer  # is needed whole, so it stays on the device
+            kept[path] = low_rank(self._placed[key][path])
         return kept[path]
 
     def _products(self, key: str, path: str) -> "Factors":
         return self._short(key, path) or whole(delta(self._placed[key][path], self._own(path)))
 
-    def _add(self, recipe: Recipe, path: str, total: "Tensor", own: "Tensor") -> None:
-        """total += sum of weight * delta, in fp32; own: the base's tensor, which some deltas depend on."""
+    def _adding(self, recipes: Mapping[str, Recipe]) -> Add:
+        """What adds the weighted sum of deltas to a layer, in fp32. All weights go to the device in one tensor."""
         import torch
 
-        ups, downs = [], []
-        for key, weight in recipe:
-            short = self._short(key, path)
-            if short is None:
-                total.add_(delta(self._placed[key][path], own.to(total)), alpha=weight)
-            else:
-                ups.append(short[0] * weight)
-                downs.append(short[1])
-        if ups:
-            total.view(total.shape[0], -1).addmm_(torch.cat(ups, dim=1), torch.cat(downs))
+        shorts = {path: [self._short(key, path) for key, _ in recipe] for path, recipe in recipes.items()}
+        columns = {
+            path: [weight for short, (_, weight) in zip(shorts[path], recipe, strict=True) if short for _ in range(short[1].shape[0])]
+            for path, recipe in recipes.items()
+        }
+        flat = torch.tensor([weight for row in columns.values() for weight in row], device=self._c.device)
+        weights = dict(zip(columns, flat.split([len(row) for row in columns.values()]), strict=True))
+
+        def add(path: str, total: "Tensor", own: "Tensor") -> None:
+            short = [one for one in shorts[path] if one]
+            if short:
+                up = torch.cat([up for up, _ in short], dim=1).mul_(weights[path])
+                total.view(total.shape[0], -1).addmm_(up, torch.cat([down for _, down in short]))
+            for one, (key, weight) in zip(shorts[path], recipes[path], strict=True):
+                if one is None:
+                    total.add_(delta(self._placed[key][path], own.to(total)), alpha=weight)
+
+        return add
 
     def _own(self, path: str) -> "Tensor":
         """The base's weight in fp32."""
@@ -216,11 +226,6 @@ class Stack:
         from peft.utils.integrations import dequantize_module_weight
 
         return dequantize_module_weight(self._modules[path]).float()
-
-    def _like(self, path: str) -> "Tensor":
-        import torch
-
-        return torch.empty(0, device=self._weights[path].device)
 
     def _place(self, path: str) -> "tuple[torch.device, torch.dtype]":
         weight = self._weights[path]
@@ -241,6 +246,7 @@ class Stack:
             self._placed[key] = self._placed.pop(key)  # to the end: the longest unused comes first
         for key in idle[: max(0, len(idle) - CACHED)]:
             del self._placed[key]
+        self._reports = {key: found for key, found in self._reports.items() if key in self._placed}
         self._factors = {key: kept for key, kept in self._factors.items() if key in self._placed}
         here = {id(adapter) for adapter in adapters}
         self._keys = {number: known for number, known in self._keys.items() if number in here}
@@ -255,16 +261,3 @@ def _is_quantised(weight: "Tensor") -> bool:
     import torch
 
     return not weight.is_floating_point() or weight.itemsize < 2 or type(weight.data) is not torch.Tensor
-
-
-def _digest(adapter: Adapter) -> str:
-    import torch
-
-    digest = hashlib.sha256(adapter.family.encode())
-    for path in sorted(adapter.layers):
-        layer = adapter.layers[path]
-        values = tensors(layer)
-        digest.update(f"{path} {facts(layer)} {[tuple(value.shape) for value in values]} {[str(value.dtype) for value in values]}".encode())
-        for value in values:
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -97,7 +97,9 @@ class EvaluateConfig(Settings):
 class CheckConfig(Settings):
     """What the LoRAs of a stack do to each other and, with a base named, how each fits it."""
 
-    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(parse_loras)] = Field(min_length=1, max_length=64, description="The stack: LoRAs and their weights")
+    loras: Annotated[tuple[LoraWeight, ...], BeforeValidator(parse_loras)] = Field(
+        min_length=1, max_length=64, description="The stack: LoRAs and their weights"
+    )
     base: str | None = Field(default=None, min_length=1, description="Base model that they are to fit: a registered name, a diffusers folder or a file")
 
 

@@ -12,12 +12,14 @@ A layer stands for the weight of the module; at a path that ends in `.bias`, for
 """
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -203,6 +205,10 @@ class Adapter:
     unknown: tuple[str, ...] = ()
 
 
+# Odd numbers of random bits as signed 64-bit words, in pairs: one for the place, one for the number.
+_ODD = ((-7046029254386353131, -4417276706812531889), (1609587929392839161, -8796714831421723037))
+
+
 def needs_base(layer: Layer) -> bool:
     """Whether the layer's difference depends on the base weight."""
     return isinstance(layer, Decomposed)
@@ -237,18 +243,51 @@ def facts(layer: Layer) -> str:
     return f"{type(layer).__name__} {words} {counts}{inner}"
 
 
-def moved(layer: Layer, like: "Tensor") -> Layer:
-    """The same layer with its tensors on the device of `like`, in its dtype."""
+def digest(adapter: Adapter, device: "torch.device") -> str:
+    """A word that is the same for adapters of equal numbers and facts, wherever they were read from.
+
+    Numbers are summed up on the device, each mixed with its place: far faster than hashing bytes, and good enough to tell adapters
+    apart that nobody made to collide.
+    """
     import torch
 
-    def move(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.to(like)
-        if isinstance(value, tuple):
-            return tuple(move(part) for part in value)
-        return moved(value, like) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    paths = sorted(adapter.layers)
+    found = {path: tensors(adapter.layers[path]) for path in paths}
+    said = [f"{path} {facts(adapter.layers[path])} {[(tuple(value.shape), str(value.dtype)) for value in found[path]]}" for path in paths]
+    sums = []
+    for dtype in dict.fromkeys(value.dtype for values in found.values() for value in values):
+        flat = torch.cat([value.detach().flatten() for values in found.values() for value in values if value.dtype == dtype]).to(device)
+        bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]).long()
+        place = torch.arange(len(bits), device=device)
+        for first, second in _ODD:
+            mixed = (bits + place * first) * second
+            mixed = (mixed ^ (mixed >> 29)) * first
+            sums.append(int((mixed ^ (mixed >> 32)).sum()))
+    return hashlib.sha256(repr((adapter.family, said, sums)).encode()).hexdigest()
 
-    return dataclasses.replace(layer, **{entry.name: move(getattr(layer, entry.name)) for entry in dataclasses.fields(layer)})
+
+def moved(layers: Mapping[str, Layer], device: "torch.device") -> dict[str, Layer]:
+    """The same layers with their tensors in fp32 on the device, all in one copy: thousands of small ones would take seconds."""
+    import torch
+
+    found = {path: tensors(layer) for path, layer in layers.items()}
+    flat = torch.cat([value.detach().flatten() for values in found.values() for value in values]).to(device).float()
+    pieces = iter(flat.split([value.numel() for values in found.values() for value in values]))
+    return {path: _replaced(layers[path], iter([next(pieces).view(value.shape) for value in values])) for path, values in found.items()}
+
+
+def _replaced(layer: Any, values: "Iterator[Tensor]") -> Any:
+    """The layer with other tensors, given in the order of `tensors`."""
+    import torch
+
+    def other(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return next(values)
+        if isinstance(value, tuple):
+            return tuple(other(part) for part in value)
+        return _replaced(value, values) if dataclasses.is_dataclass(value) else value
+
+    return dataclasses.replace(layer, **{entry.name: other(getattr(layer, entry.name)) for entry in dataclasses.fields(layer)})
 
 
 def _product(a: "Tensor", b: "Tensor", core: "Tensor | None") -> "Tensor":

@@ -139,6 +139,9 @@ def test_a_stack_is_checked_against_itself_and_its_base(closed: Workspace, tmp_p
     assert result["verdict"] == "clash" and result["pairs"][0]["overlap"] == 1 and result["fits"]["ink"] == "1 of 1 layers fit"
     assert result["rows"][2]["layers"] == 0, "the layer lies in a block that the row turns off"
     flux = lora(tmp_path / "f.safetensors", 1, "flux")
-    for values, words in (({"loras": [str(one), str(flux)]}, "different kinds of base"), ({"loras": [str(one)], "base": "demo-flux"}, "choose another base or LoRA")):
+    for values, words in (
+        ({"loras": [str(one), str(flux)]}, "different kinds of base"),
+        ({"loras": [str(one)], "base": "demo-flux"}, "choose another base or LoRA"),
+    ):
         with pytest.raises(FormatError, match=words):
             closed.tools.run("check", values)
