@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from studio.bench import floor, report, subjects, training
+from studio.bench import floor, generation, report, subjects, training
 from studio.bench.cases import Case, Spec
 from studio.bench.floor import number_format
 from studio.bench.subjects import Subject
@@ -39,12 +39,19 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"lora-studio: {error}\n")
         return error.exit_code
     if not as_json:
-        sys.stdout.write(f"{json.dumps(report.machine(torch.device(_device())))}\n\n{report.table(rows)}\n")
+        drawn = [row for row in rows if row["task"] == "generate"]
+        trained = [row for row in rows if row["task"] != "generate"]
+        tables = [json.dumps(report.machine(torch.device(_device()))), report.table(trained) if trained else "", generation.text(drawn)]
+        sys.stdout.write("\n\n".join(table for table in tables if table) + "\n")
     return 3 if any("error" in row for row in rows) else 0
 
 
 def measured(spec: Spec, out: Path | None, device: torch.device) -> Iterator[dict[str, Any]]:
     """Every row of the table, those that `out` holds already as they stand there."""
+    if "generate" in spec.tasks:
+        for row in generation.table(spec, out, device):
+            report.keep(out, row)
+            yield row
     found = report.finished(out)
     ceilings: floor.Card | None = None
     subject: Subject | None = None
@@ -82,6 +89,8 @@ def _row(case: Case, subject: Subject, spec: Spec, ceilings: floor.Card, flops: 
 
 
 def _told(row: dict[str, Any]) -> str:
+    if row["task"] == "generate":
+        return f"{row['key']}: {row.get('error') or format(row['seconds'], '.4f') + ' s'}"
     figure = row.get("error") or f"{row['seconds']:.4f} s a step, {row['pictures_per_second']:.2f} pictures/s"
     return f"{row['key']}: {figure}"
 

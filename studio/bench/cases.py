@@ -8,6 +8,7 @@ from typing import Any
 from studio.errors import SettingsError
 
 REFERENCES = ("plain", "plain-checkpointed")  # a training loop without the studio's machinery
+TASKS = ("train", "generate")
 MODES = (*REFERENCES, "eager", "graph", "compile", "auto")
 
 
@@ -49,12 +50,15 @@ class Spec:
         unknown = [mode for mode in spec.modes if mode not in MODES]
         if unknown:
             raise SettingsError(f"mode {unknown[0]!r} is unknown; known are {', '.join(MODES)}")
+        strange = [task for task in spec.tasks if task not in TASKS]
+        if strange:
+            raise SettingsError(f"task {strange[0]!r} is unknown; known are {', '.join(TASKS)}")
         if spec.steps < 1 or min((*spec.resolutions, *spec.batches), default=0) < 1:
             raise SettingsError("steps, resolutions and batches must be 1 or more")
         return spec
 
     def cases(self) -> Iterator[Case]:
-        """Every row, those of one family together, so that its base is loaded once."""
-        for family, task, precision, resolution, batch, mode in product(self.families, self.tasks, self.precisions, self.resolutions, self.batches, self.modes):
-            if task == "train" or mode not in REFERENCES[1:]:
-                yield Case(task, family, resolution, batch, precision, mode)
+        """Every row of training, those of one family together, so that its base is loaded once."""
+        for family, precision, resolution, batch, mode in product(self.families, self.precisions, self.resolutions, self.batches, self.modes):
+            if "train" in self.tasks:
+                yield Case("train", family, resolution, batch, precision, mode)

@@ -104,12 +104,12 @@ class Drawn:
         return time.perf_counter() - began
 
 
-def load(family: str, weights: str, resolution: int, device: torch.device) -> Drawn:
-    """The demo base with all parts, or denoiser and VAE of full size with random weights, made on the device."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+def load(family: str, weights: str, resolution: int, dtype: torch.dtype, device: torch.device) -> Drawn:
+    """A base with all parts, or denoiser and VAE of full size with random weights, made on the device."""
     kind = families.get(family)
-    if weights == "demo":
-        return Drawn(kind.load(sources.find(kind.facts.default_base), ["denoiser", "vae", "text"], dtype, device), resolution)
+    if weights != "random":
+        base = sources.find(kind.facts.default_base if weights == "demo" else weights)
+        return Drawn(kind.load(base, ["denoiser", "vae", "text"], dtype, device), resolution)
     import diffusers
 
     drawn = subjects.load(family, "random", dtype, device)

@@ -1,27 +1,26 @@
 """Drawing measured side by side in one process: plain diffusers and PEFT against the studio's stack, by mode and way to run.
 
-    python -m studio.bench.generation sdxl flux --resolution 1024 --out DIR [--weights demo]
+    lora-studio bench --tasks generate --weights random --resolutions 1024 --precisions bf16 --modes graph --steps 30
 
 Speed does not depend on the values of the weights, so full-size architectures with random ones need no download. Every figure is
 the median of a few looks of the denoiser (a guided pair where the family draws away from a prompt), after a warm-up, ended by
 waiting for the device; loops and whole pictures are timed as they stand.
 """
 
-import argparse
-import contextlib
-import json
 import statistics
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from studio.bench import plainly
+from studio.bench import plainly, report
+from studio.bench.cases import Spec
 from studio.bench.drawn import Drawn, adapters, load
-from studio.bench.plainly import synchronize
+from studio.bench.floor import number_format, synchronize
 from studio.errors import StudioError
 from studio.generation.running import Speed, release, running
 from studio.generation.stack import Mode, Rows, Stack
@@ -29,6 +28,23 @@ from studio.generation.stack import Mode, Rows, Stack
 LOOKS, WARM = 8, 4
 STACKED = 4  # adapters of the stack that is measured
 GIB = 2**30
+
+
+def table(spec: Spec, out: Path | None, device: torch.device) -> Iterator[dict[str, Any]]:
+    """All rows that are asked for: a base at a time, plain first, then the studio in every mode that draws."""
+    speeds: list[Any] = [mode for mode in spec.modes if mode in get_args(Speed)] or ["auto"]
+    machine = report.machine(device)
+    for family, precision, resolution in product(spec.families, spec.precisions, spec.resolutions):
+        drawn = load(family, spec.weights, resolution, number_format(precision), device)
+        place = {"task": "generate", "family": family, "resolution": resolution, "precision": precision, "weights": spec.weights}
+        with tempfile.TemporaryDirectory() as folder:
+            for row in measured(drawn, speeds, spec.steps, Path(folder)):
+                yield {"key": f"generate/{family}/{resolution}/{precision}/{row['who']}/{row['what']}", **place, **row, "machine": machine}
+
+
+def text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows for people, in the order in which they were measured."""
+    return "\n".join(f"{row['key'].removeprefix('generate/'):80}  {row.get('error') or format(row['seconds'], '.4f') + ' s'}" for row in rows)
 
 
 def measured(drawn: Drawn, speeds: Sequence[Speed], steps: int, folder: Path) -> Iterator[dict[str, Any]]:
@@ -133,29 +149,3 @@ def _guarded(who: str, rows: Callable[[], Iterator[dict[str, Any]]]) -> Iterator
             yield {"who": who, **{key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}, **peak}
     except (RuntimeError, StudioError) as error:
         yield {"who": who, "what": "error", "error": " ".join(str(error).split())[:300]}
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m studio.bench.generation", description="Measure drawing side by side")
-    parser.add_argument("families", nargs="+", choices=("sdxl", "flux"))
-    parser.add_argument("--weights", choices=("random", "demo"), default="random")
-    parser.add_argument("--resolution", type=int, default=1024)
-    parser.add_argument("--steps", type=int, help="of a loop; the default is 30 for SDXL and 28 for FLUX.1")
-    parser.add_argument("--speeds", default="eager,graph,compile")
-    parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl and pictures")
-    chosen = parser.parse_args(arguments)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing((chosen.out / "rows.jsonl").open("a", encoding="utf-8")) as file:
-        for family in chosen.families:
-            drawn = load(family, chosen.weights, chosen.resolution, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-            place = {"family": family, "resolution": chosen.resolution, "weights": chosen.weights}
-            for row in measured(drawn, chosen.speeds.split(","), chosen.steps or (30 if family == "sdxl" else 28), chosen.out):
-                line = json.dumps({**place, **row})
-                file.write(line + "\n")
-                file.flush()
-                sys.stdout.write(line + "\n")
-                sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

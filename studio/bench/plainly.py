@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from studio import families
+from studio.bench.floor import synchronize
 
 if TYPE_CHECKING:
     from studio.bench.drawn import Drawn
@@ -59,9 +60,3 @@ def _loop(drawn: "Drawn", steps: int, output: str) -> float:
         synchronize(c.device)
         seconds = time.perf_counter() - began
     return seconds
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -91,8 +91,9 @@ class Graphs:
                 output = self._call(*args, **kwargs)
         except RuntimeError as error:  # out of memory, or a kernel that cannot be captured
             self.clear()
-            torch.cuda.synchronize(device)
-            torch.cuda.empty_cache()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize(device)
+                torch.cuda.empty_cache()
             self.refused = f"it cannot be captured ({str(error).splitlines()[0][:120]})"
             return None
         return _Captured(graph, [leaf for leaf in own if isinstance(leaf, torch.Tensor)], output)

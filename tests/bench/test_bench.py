@@ -62,3 +62,13 @@ def test_a_table_without_rows_is_refused():
     with pytest.raises(SettingsError, match="must be 1 or more"):
         Spec.of(SPEC | {"steps": 0})
     assert Case("train", "sdxl", 64, 2, "fp32", "eager") in list(Spec.of(SPEC).cases())
+
+
+def test_drawing_is_measured_side_by_side_with_a_plain_pipeline(tmp_path):
+    rows = bench(SPEC | {"families": ["sdxl"], "tasks": ["generate"], "modes": ["eager"]}, tmp_path)
+    found = {(row["who"], row["what"]): row for row in rows}
+    assert not [row for row in rows if "error" in row] and all(row["seconds"] > 0 for row in rows)
+    for what in ("look, no LoRA", "loop of 1, no LoRA", "picture of 1 steps, no LoRA"):
+        assert {("plain", what), ("studio eager", what)} <= found.keys()
+    assert ("plain", "look, PEFT 4") in found and found["studio eager", "look, live 4"]["layers"] == 88
+    assert found["studio eager", "change, baked 4, slider"]["stack_seconds"] > 0 and rows[0]["machine"]["torch"] == torch.__version__
