@@ -76,7 +76,7 @@ class Ground:
     def train(self, **values: object) -> str:
         return self.studio.jobs.train(build(TrainConfig, {**RUN, **values})).id
 
-    def until(self, what: Callable[[], object], seconds: float = 60.0) -> Any:
+    def until(self, what: Callable[[], object], seconds: float = 300.0) -> Any:
         """Dispatch until that is so."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:

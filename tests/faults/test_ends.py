@@ -149,8 +149,8 @@ def test_two_studios_on_one_folder_run_every_job_once_and_the_second_takes_over(
 
 @pytest.mark.long
 def test_workers_and_dispatchers_killed_at_random_times(ground: Ground, unbroken: dict[str, bytes]) -> None:
-    """A blind sweep; STUDIO_SWEEP_SECONDS bounds it, and what happened is printed."""
-    sweep(ground, unbroken, kills=200, seconds=float(os.environ.get("STUDIO_SWEEP_SECONDS", "330")))
+    """A blind sweep; SWEEP_SECONDS bounds it, and what happened is printed."""
+    sweep(ground, unbroken, kills=200, seconds=float(os.environ.get("SWEEP_SECONDS", "330")))
 
 
 def test_a_few_kills_at_random_times(ground: Ground, unbroken: dict[str, bytes]) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from studio.errors import RunError, StudioError
+from studio.data.decoding import decode
+from studio.data.imports import files_in, import_files
+from studio.errors import ImageError, RunError, StudioError
 from studio.events import Checkpoint, Step
 from studio.jobs.exporting import publish
 from studio.jobs.failures import explain  # noqa: F401  used by FILLING
@@ -23,6 +25,7 @@ from studio.jobs.folder import EventWriter, JobFolder
 from studio.lora.adapter import Adapter, LowRank
 from studio.metadata import read_header
 from studio.training import checkpoint
+from tests.jobs.conftest import draw_pictures
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 
@@ -171,6 +174,24 @@ def test_an_export_keeps_the_older_file_whichever_call_fails(tmp_path: Path, mon
             assert target.read_bytes() == before or read_header(target).shapes
         assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
     assert number > 1 and target.read_bytes() != before
+
+
+def test_a_picture_that_the_disk_does_not_give_is_told_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, at the import, and when a training wants to encode it."""
+    folder = draw_pictures(tmp_path / "circles", 3)
+    real = Path.read_bytes
+
+    def broken(path: Path) -> bytes:
+        if path.name == "circle1.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    report = import_files(list(files_in(folder)), tmp_path / "set")
+    assert report.pictures == 2
+    assert [(item.name, item.code) for item in report.rejected] == [("circle1.png", "unreadable")] and os.strerror(errno.EIO) in report.rejected[0].message
+    with pytest.raises(ImageError, match=f"circle1.png.*{os.strerror(errno.EIO)}"):
+        decode(folder / "circle1.png")
 
 
 FILLING = """
