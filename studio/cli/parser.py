@@ -58,6 +58,7 @@ def build_parser() -> Parser:
     _add_library(verbs)
     _add_jobs(verbs)
     _add_base(verbs)
+    _add_recipes(verbs)
     _add_bench(verbs)
     _verb(verbs, "doctor", "doctor.doctor", "check Python, torch, memory, disk, data folder, base models and port")
     return parser
@@ -97,6 +98,10 @@ def _add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
     train.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings by their names with underscores; flags win over it")
     train.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped; with --steps N, train a finished one N steps further")
     train.add_argument("--fork", action="store_true", help="with --resume RUN or RUN@STEP: a new run from its weights, with the settings named here changed")
+    train.add_argument("--recipe", metavar="NAME", help="start from a recipe, see recipes list; CONFIG.toml and flags win over it")
+    train.add_argument(
+        "--sweep", action="append", default=[], metavar="SETTING=A,B,...", help="one run for every value, and for every combination of several --sweep"
+    )
     add_settings(train, TrainConfig)
 
 
@@ -234,6 +239,15 @@ def _add_jobs(verbs: "argparse._SubParsersAction[Parser]") -> None:
     duplicate = _verb(jobs, "duplicate", "queue.duplicate", "a new job like that one, with other settings where they are named")
     duplicate.add_argument("id", metavar="JOB")
     duplicate.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting by its name; may be repeated")
+
+
+def _add_recipes(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    recipes = _group(verbs, "recipes", "starting points for training, each number with its reason and source")
+    _verb(recipes, "list", "recipes.list_recipes", "all recipes")
+    _verb(recipes, "show", "recipes.show", "the settings of a recipe, and why").add_argument("name", metavar="RECIPE")
+    diff = _verb(recipes, "diff", "recipes.diff", "what of a recipe a run has otherwise")
+    diff.add_argument("run_name", metavar="RUN")
+    diff.add_argument("recipe", metavar="RECIPE")
 
 
 def _add_base(verbs: "argparse._SubParsersAction[Parser]") -> None:

@@ -14,9 +14,11 @@ from studio.cli.follow import follow
 from studio.cli.judging import verdict
 from studio.cli.opening import knows, opened
 from studio.cli.output import emit, tell, verdicts
+from studio.cli.recipes import beneath
 from studio.config import BaseChoice, GenerateConfig, TrainConfig, build
+from studio.config.recipes import find, fits
 from studio.config.training.showing import repeats_of
-from studio.errors import BaseError, InputError, SettingsError
+from studio.errors import BaseError, Cancelled, InputError, SettingsError
 from studio.events import Event, Exported, Image, Sample
 
 if TYPE_CHECKING:
@@ -26,18 +28,44 @@ if TYPE_CHECKING:
 def train(arguments: argparse.Namespace) -> int:
     if arguments.resume:
         return _resume(arguments)
-    config = settings_from(TrainConfig, arguments)
+    config = settings_from(TrainConfig, arguments, beneath(arguments.recipe, vars(arguments)))
     with opened(arguments) as workspace:
+        if arguments.recipe:
+            base = workspace.bases.resolve(config)
+            fits(find(arguments.recipe), base.family, base.name)
         changes = _base_paths(workspace, config) | _sets(workspace, config)
         if config.output:
             changes["output"] = _absolute(config.output)
         if config.start_from:
             changes["start_from"] = locate(config.start_from, lambda name: knows(workspace.library.find, name))
+        if arguments.sweep:
+            return _sweep(workspace, build(TrainConfig, {name: getattr(config, name) for name in config.model_fields_set} | changes), arguments)
         job = workspace.jobs.train(config.model_copy(update=changes))
         code = _watch(workspace, job.id, arguments.json, seen=_locator(workspace, job.id, changes.get("output")))
         if code == 0 and not arguments.json:
             tell(f"draw with it: lora-studio generate --base {config.base} --lora {config.name} --prompt TEXT --output DIR")
         return code
+
+
+def _sweep(workspace: "Workspace", config: TrainConfig, arguments: argparse.Namespace) -> int:
+    """Several runs, watched one after the other; where they ended, side by side. The first that does not end well decides the exit code."""
+    jobs = workspace.sweeps.submit(config, arguments.sweep)
+    code = 0
+    for job in jobs:
+        if not arguments.json:
+            tell(f"run {job.name}")
+        ended = _watch(workspace, job.id, arguments.json, seen=_locator(workspace, job.id))
+        code = code or ended
+        if ended == Cancelled.exit_code:
+            for rest in jobs[jobs.index(job) + 1 :]:
+                workspace.jobs.cancel(rest.id)
+            break
+    sheet = workspace.sweeps.sheet(config.name, [job.id for job in jobs])
+    if arguments.json:
+        emit({"kind": "sweep", "jobs": [job.id for job in jobs], "sheet": str(sheet) if sheet else None})
+    else:
+        tell(f"side by side: {sheet}" if sheet else "no run drew samples, so there is no sheet of them; name --sample-every for one")
+    return code
 
 
 def _sets(workspace: "Workspace", config: TrainConfig) -> dict[str, object]:

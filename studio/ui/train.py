@@ -4,7 +4,8 @@ from typing import Any
 
 import gradio as gr
 
-from studio.config import TrainConfig, build, safe_stem
+from studio.config import BaseChoice, TrainConfig, build, safe_stem
+from studio.config.recipes import find, fits, recipes
 from studio.ui.commands import Reply, Values, connect
 from studio.ui.components import slot, splitter
 from studio.ui.forms import Form, widget
@@ -24,11 +25,14 @@ def train_view(workspace: Workspace) -> None:
         with gr.Column(elem_id="train-form", elem_classes="st-formpanel"):
             slot("heading.js", "train-heading", options={"title": "Settings", "form": "train"})
             with gr.Column(elem_classes="st-formscroll"):
+                slot("recipes.js", "train-recipe", options={"recipes": [{"name": one.name, "title": one.title, "about": one.about} for one in recipes()]})
+                slot("search.js", "train-search", options={"form": "train-form", "folds": "train-advanced", "fold": "train-fold"})
                 form = _form([base.name for base in workspace.bases.list()])
             slot("train.js", "train-foot")
         splitter("settings", "Width of the settings", initial=352, limits=(280, 620), side=1)
         slot("run.js", "train-run")
-    connect(workspace, form, {"start": _start(workspace), "choose_set": _choose_set(form), "continue_from": _continue_from(workspace, form)})
+    commands = {"start": _start(workspace), "choose_set": _choose_set(form), "continue_from": _continue_from(workspace, form)}
+    connect(workspace, form, {**commands, "recipe": _recipe(workspace, form)})
 
 
 def _form(bases: list[str]) -> Form:
@@ -59,6 +63,18 @@ def _start(workspace: Workspace) -> Any:
         return {"id": job.id}, {}
 
     return start
+
+
+def _recipe(workspace: Workspace, form: Form) -> Any:
+    def recipe(settings: Values, payload: Values) -> Reply:
+        """The settings of a recipe into their widgets; what it says nothing of stays."""
+        found = find(payload["name"])
+        base = workspace.bases.resolve(BaseChoice(base=settings.get("base", form.kind.model_fields["base"].default)))
+        fits(found, base.family, base.name)
+        length = {"epochs": None} if "steps" in found.settings else {"steps": None} if "epochs" in found.settings else {}
+        return {"why": dict(found.why)}, form.show({**length, **found.settings})
+
+    return recipe
 
 
 def _choose_set(form: Form) -> Any:

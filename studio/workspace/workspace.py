@@ -25,12 +25,14 @@ from studio.workspace.library import Library
 from studio.workspace.presets import Presets
 from studio.workspace.records import DeviceRecord, Status
 from studio.workspace.sets import Sets
+from studio.workspace.sweeps import Sweeps
 from studio.workspace.tools import Tools
 from studio.workspace.watch import Watch
 
 
 class Workspace:
-    """One data folder and its use cases: `sets`, `jobs`, `library`, `tools`, `gallery`, `inputs`, `presets`, `bases`.
+    """One data folder and its use cases: `sets`, `jobs`, `library`, `tools`, `gallery`, `inputs`, `presets`,
+    `bases`, `sweeps`.
 
     `start` runs the queue in the background: a studio does so at once, a command when it follows a job. Several processes may
     open one data folder; one of them hands out jobs.
@@ -46,6 +48,7 @@ class Workspace:
         self.inputs = Inputs(db, layout)
         self.presets = Presets(layout)
         self.jobs = Jobs(db, layout, self.sets, self.bases, self.library, self.inputs)
+        self.sweeps = Sweeps(layout, self.jobs)
         self.tools = Tools(self.bases, self.library, self.jobs.source, self.jobs.submit)
         self.jobs.tool = self.tools.run
         self._db = db
