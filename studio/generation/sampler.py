@@ -15,9 +15,9 @@ from studio.errors import Cancelled, RunError, SettingsError
 from studio.events import Event, Finished, Image, Loading, Preview, Sample, Started, Step, Warned
 from studio.families.base import Base, Components
 from studio.families.devices import resolve_dtype
-from studio.generation import conditioning, infotext, modes, pictures, prompt, schedulers, wildcards
+from studio.generation import conditioning, infotext, modes, pictures, prompt, schedulers, together, wildcards
 from studio.generation import files as picture_files
-from studio.generation.denoise import Done, interruptible
+from studio.generation.denoise import Done, Guide, interruptible
 from studio.generation.previews import Previews
 from studio.generation.running import running
 from studio.generation.stack import Rows, Stack, StackReport
@@ -90,19 +90,19 @@ def generate(
     previews = Previews(c, folder, config.live_preview)
     with running(c, lambda: applied.layout, config.speed) as runner:
         yield Started(total=total, settings=config.model_dump(mode="json"), facts={**_facts(c), **_stack_facts(report), **runner.facts})
-        for index in range(config.count):
+        for group in together.groups(config):
             if made and "finish" in requests.pending():
                 break
-            one = _one(config, index, files.get("wildcards"))
-            cancelled = Cancelled(f"drawing was cancelled; {len(made)} of {config.count} pictures are kept")
-            steps = _steps_of(c, one, plan, applied.fingerprint(c.facts.text_encoders), applied.at)
-            within = _asking(requests, cancelled) if runner.how == "eager" else None  # a replayed graph has no blocks to look between
-            drawing = Turns[Done, "Picture"](_drawing(c, steps, within))
-            yield from _steps(c, drawing, index * plan.steps, total, previews, _asking(requests, cancelled))
-            path = f"images/{index:04}-{one.seed}{picture_files.SUFFIXES[one.format]}"
-            picture_files.save(drawing.result, folder / path, one, used, plan.model)
-            made.append(path)
-            yield Image(path=path, index=index, seed=one.seed, settings=one.model_dump(mode="json"))
+            ones = [_one(config, index, files.get("wildcards")) for index in group]
+            check = _asking(requests, Cancelled(f"drawing was cancelled; {len(made)} of {config.count} pictures are kept"))
+            within = check if runner.how == "eager" else None  # a replayed graph has no blocks to look between
+            drawing = Turns[Done, "list[Picture]"](_drawing(c, _steps_of(c, ones, plan, applied.fingerprint(c.facts.text_encoders), applied.at), within))
+            yield from _steps(drawing, group.start * plan.steps, total, previews, check)
+            for index, one, picture in zip(group, ones, drawing.result, strict=True):
+                path = f"images/{index:04}-{one.seed}{picture_files.SUFFIXES[one.format]}"
+                picture_files.save(picture, folder / path, one, used, plan.model)
+                made.append(path)
+                yield Image(path=path, index=index, seed=one.seed, settings=one.model_dump(mode="json"))
     seconds = time.monotonic() - began
     yield Finished(step=len(made) * plan.steps, seconds=round(seconds, 3), result={"images": made, "finished_early": len(made) < config.count})
 
@@ -114,8 +114,8 @@ def _one(config: GenerateConfig, index: int, wild: Path | None) -> GenerateConfi
     return build(GenerateConfig, {**config.model_dump(), **words, "seed": seed, "count": 1})
 
 
-def _steps(c: Components, drawing: "Turns[Done, Picture]", before: int, total: int, previews: Previews, check: Callable[[], None]) -> Iterator[Event]:
-    """The steps of one picture as they are done, with a preview now and then; `check` raises when nobody wants it any more."""
+def _steps(drawing: "Turns[Done, list[Picture]]", before: int, total: int, previews: Previews, check: Callable[[], None]) -> Iterator[Event]:
+    """The steps of a group of pictures as they are done, with a preview now and then; `check` raises when nobody wants it any more."""
     last = time.monotonic()
     for done in drawing:
         now = time.monotonic()
@@ -150,7 +150,7 @@ def preview(c: Components, prompts: Sequence[str], step: int, folder: Path, seed
             for index, text in enumerate(prompts):
                 spoken = prompt.parse(text).text
                 plan = _plan(c, GenerateConfig(base=c.base.name, prompt=spoken, seed=seed + index, steps=steps), (), {})
-                picture = _drawing(c, _steps_of(c, plan.config, plan, "", lambda _: None), None)(lambda _: None)
+                [picture] = _drawing(c, _steps_of(c, [plan.config], plan, "", lambda _: None), None)(lambda _: None)
                 path = f"samples/{step:06}-{index}.png"
                 picture_files.save(picture, folder / path, plan.config, [], plan.model)
                 yield Sample(step=step, path=path, prompt=text, seed=plan.config.seed)
@@ -214,14 +214,19 @@ def _warnings(c: Components, config: GenerateConfig) -> Iterator[str]:
         yield "a variation mixes the noise that is put on init_image; at low strength it shows little"
 
 
-def _steps_of(c: Components, config: GenerateConfig, plan: _Plan, text_stack: str, before: Callable[[float], None]) -> "Callable[[], modes.Making]":
-    return lambda: modes.Drawing(c, config, conditioning.guide(c, prompt.parse(config.prompt).text, config, text_stack), plan.sources, before).steps()
+def _steps_of(
+    c: Components, configs: Sequence[GenerateConfig], plan: _Plan, text_stack: str, before: Callable[[float], None]
+) -> "Callable[[], together.Making]":
+    def guided(config: GenerateConfig) -> Guide:
+        return conditioning.guide(c, prompt.parse(config.prompt).text, config, text_stack)
+
+    return lambda: together.steps(c, configs, guided, plan.sources, before)
 
 
-def _drawing(c: Components, begin: "Callable[[], modes.Making]", check: Callable[[], None] | None) -> "Callable[[Callable[[Done], None]], Picture]":
-    """A call that draws one picture and reports every step it has done. `check`, if any, is called within steps too, and may raise."""
+def _drawing(c: Components, begin: "Callable[[], together.Making]", check: Callable[[], None] | None) -> "Callable[[Callable[[Done], None]], list[Picture]]":
+    """A call that draws a group of pictures and reports every step it has done. `check`, if any, is called within steps too, and may raise."""
 
-    def draw(report: Callable[[Done], None]) -> "Picture":
+    def draw(report: Callable[[Done], None]) -> "list[Picture]":
         import torch
 
         with torch.no_grad(), interruptible(c, check) if check else contextlib.nullcontext():

@@ -217,3 +217,30 @@ def test_strengths_move_over_the_steps_and_the_stack_says_how_it_acts(c: Compone
     assert len(found) == 4
     level = one(c, tmp_path / "level", [(row, LoraWeight.parse("ink=1,curve=1@0/1@1"))], steps=4)  # type: ignore[list-item]
     assert level == one(c, tmp_path / "plain", [(row, 1.0)], steps=4)
+
+
+def test_pictures_drawn_at_once_are_those_drawn_alone_but_for_their_last_digits(c: Components, tmp_path: Path) -> None:
+    rows = [(adapter(c, 1), 0.5)]
+    alone, events = draw(c, tmp_path / "alone", rows, count=3, steps=2), draw(c, tmp_path / "batch", rows, count=3, steps=2, batch=2)
+    assert [event.step for event in events if isinstance(event, Step)] == [2, 4, 5, 6], "two at once, then the third"
+    assert [event.seed for event in events if isinstance(event, Drawn)] == [5, 6, 7]
+    for one_by_one, together in zip(pixels(tmp_path / "alone", alone), pixels(tmp_path / "batch", events), strict=True):
+        difference = (torch.frombuffer(bytearray(one_by_one), dtype=torch.uint8).int() - torch.frombuffer(bytearray(together), dtype=torch.uint8).int()).abs()
+        assert difference.max() <= 1
+    assert pixels(tmp_path / "batch", events)[2] == pixels(tmp_path / "alone", alone)[2]
+
+
+def test_a_batch_that_does_not_fit_is_halved(c: Components, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from studio.generation import together
+
+    plain, sizes = together.denoise, []
+
+    def tight(c, guide, schedule, noise, **rest):
+        sizes.append(len(noise))
+        if len(noise) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return plain(c, guide, schedule, noise, **rest)
+
+    monkeypatch.setattr(together, "denoise", tight)
+    events = draw(c, tmp_path / "batch", count=3, steps=1, batch=4)
+    assert sizes == [3, 2] and pixels(tmp_path / "batch", events) == pixels(tmp_path / "alone", draw(c, tmp_path / "alone", count=3, steps=1))
