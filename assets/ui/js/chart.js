@@ -1,4 +1,4 @@
-// The loss of a run on a canvas: raw points faint, smoothed line strong, crosshair with figures.
+// The loss of a run on a canvas: raw points faint, smoothed line strong, held-out loss with its interval, crosshair with figures.
 
 import { h } from "./dom.js";
 import { on } from "./bus.js";
@@ -31,6 +31,7 @@ export function chart() {
   const node = h("figure", { class: "st-chart" }, canvas, tip);
   let steps = [];
   let losses = [];
+  let looks = [];
   let line = [];
   let total = 0;
   let hover = -1;
@@ -39,9 +40,10 @@ export function chart() {
   function scales() {
     const box = { w: canvas.clientWidth - PAD.left - PAD.right, h: canvas.clientHeight - PAD.top - PAD.bottom };
     const sorted = [...losses].sort((a, b) => a - b);
-    const high = Math.max(sorted[Math.floor(sorted.length * 0.985)] ?? 1, ...line.slice(3)) * 1.08 || 1;
-    const low = Math.min(sorted[0] ?? 0, ...line) * 0.92;
-    const first = steps[0] ?? 0;
+    const seen = looks.flatMap((look) => [look.loss, look.low ?? look.loss, look.high ?? look.loss]);
+    const high = Math.max(sorted[Math.floor(sorted.length * 0.985)] ?? 1, ...line.slice(3), ...seen) * 1.08 || 1;
+    const low = Math.min(sorted[0] ?? 0, ...line, ...seen) * 0.92;
+    const first = Math.min(steps[0] ?? 0, looks[0]?.step ?? Infinity);
     const last = Math.max(total, steps.at(-1) ?? 1, first + 1);
     return { box, low, high, first, last, x: (s) => PAD.left + ((s - first) / (last - first)) * box.w, y: (v) => PAD.top + box.h - ((Math.min(v, high) - low) / (high - low || 1)) * box.h };
   }
@@ -79,6 +81,7 @@ export function chart() {
     const fade = g.createLinearGradient(0, PAD.top, 0, PAD.top + s.box.h);
     fade.addColorStop(0, colour("--st-accent-soft")); fade.addColorStop(1, "transparent");
     g.fillStyle = fade; g.fill();
+    if (looks.length) drawLooks(g, s, colour("--st-info"));
     if (hover >= 0) {
       const x = s.x(steps[hover]);
       g.strokeStyle = colour("--st-line3"); g.lineWidth = 1;
@@ -88,6 +91,26 @@ export function chart() {
     }
   }
 
+  function drawLooks(g, s, tone) {
+    const along = (values) => values.forEach(([step, value], i) => g[i ? "lineTo" : "moveTo"](s.x(step), s.y(value)));
+    const known = looks.filter((look) => look.low !== null);
+    g.fillStyle = g.strokeStyle = tone;
+    if (known.length > 1) {
+      g.globalAlpha = 0.14;
+      g.beginPath();
+      along(known.map((look) => [look.step, look.high]));
+      [...known].reverse().forEach((look) => g.lineTo(s.x(look.step), s.y(look.low)));
+      g.closePath(); g.fill();
+      g.globalAlpha = 1;
+    }
+    g.lineWidth = 1.6; g.beginPath(); along(looks.map((look) => [look.step, look.loss])); g.stroke();
+    const best = looks.findLast((look) => look.best);
+    for (const look of looks) {
+      g.beginPath(); g.arc(s.x(look.step), s.y(look.loss), look === best ? 3.6 : 2.2, 0, 7); g.fill();
+    }
+    if (best) { g.lineWidth = 1.4; g.beginPath(); g.arc(s.x(best.step), s.y(best.loss), 6.5, 0, 7); g.stroke(); }
+  }
+
   const redraw = () => { if (!asked) { asked = true; requestAnimationFrame(draw); } };
   canvas.addEventListener("pointermove", (event) => {
     if (!steps.length) return;
@@ -95,7 +118,7 @@ export function chart() {
     const at = s.first + ((event.offsetX - PAD.left) / s.box.w) * (s.last - s.first);
     hover = steps.reduce((best, step, i) => (Math.abs(step - at) < Math.abs(steps[best] - at) ? i : best), 0);
     tip.hidden = false;
-    tip.replaceChildren(h("b", {}, `Step ${steps[hover]}`), h("span", {}, `loss ${figure(losses[hover])}`), h("span", {}, `smoothed ${figure(line[hover])}`));
+    tip.replaceChildren(h("b", {}, `Step ${steps[hover]}`), h("span", {}, `loss ${figure(losses[hover])}`), h("span", {}, `smoothed ${figure(line[hover])}`), ...heldOut(steps[hover]));
     tip.style.left = `${Math.min(s.x(steps[hover]) + 12, canvas.clientWidth - 130)}px`;
     redraw();
   });
@@ -103,14 +126,22 @@ export function chart() {
   new ResizeObserver(redraw).observe(canvas);
   on("theme", () => setTimeout(redraw, 30));
 
+  function heldOut(step) {
+    const look = looks.findLast((one) => one.step <= step);
+    if (!look) return [];
+    const between = look.low === null ? "" : ` (${figure(look.low, 3)} to ${figure(look.high, 3)})`;
+    return [h("span", {}, `held out ${figure(look.loss)}${between} at step ${look.step}`)];
+  }
+
   return {
     node,
-    set(points, of) {
+    set(points, of, seen = []) {
+      looks = seen;
       steps = points.map(([step]) => step);
       losses = points.map(([, loss]) => loss);
       line = smooth(losses, losses.length > 40 ? 0.95 : 0.8);
       total = of;
-      canvas.setAttribute("aria-label", losses.length ? `Loss over steps: ${figure(line.at(-1))} at step ${steps.at(-1)}, ${figure(line[0])} at the beginning` : "Loss over steps: no figures yet");
+      canvas.setAttribute("aria-label", losses.length ? `Loss over steps: ${figure(line.at(-1))} at step ${steps.at(-1)}, ${figure(line[0])} at the beginning${looks.length ? `; held-out loss ${figure(looks.at(-1).loss)}` : ""}` : "Loss over steps: no figures yet");
       redraw();
     },
     redraw,

@@ -10,6 +10,7 @@ export class History {
     this.points = new Map();
     this.samples = new Map();
     this.checkpoints = new Map();
+    this.looks = new Map();
     this.notes = new Map();
     this.facts = {};
     this.exported = null;
@@ -29,6 +30,7 @@ export class History {
       if (this.points.size > MOST_POINTS) this.thin();
       this.latest = event;
     } else if (event.kind === "sample") this.samples.set(event.path, event);
+    else if (event.kind === "validation") this.looks.set(event.step, event);
     else if (event.kind === "checkpoint") this.checkpoints.set(event.step, event);
     else if (event.kind === "started") this.facts = event.facts;
     else if (event.kind === "exported") this.exported = event;

@@ -8,6 +8,7 @@ import { badge, button, empty, h, icon, keyed, setReason } from "./dom.js";
 import { exportDialog } from "./exporting.js";
 import { bytes, count, duration, figure } from "./format.js";
 import { History } from "./history.js";
+import { evaluateRun, forkRun } from "./judging.js";
 import { filmstrip } from "./samples.js";
 import { show } from "./shell.js";
 import { isActive, job, state } from "./state.js";
@@ -47,9 +48,10 @@ function controls() {
   const go = button("Use in Generate", { symbol: "generate", kind: "small primary", act: () => useRun() });
   const save = button("Export", { symbol: "download", kind: "small", act: () => exportDialog({ source: open, name: job(open)?.name ?? "lora" }) });
   const more = button("Train further", { symbol: "plus", kind: "small", title: "Add steps to this run", act: (_, at) => menu(at, [100, 250, 500, 1000].map((n) => ({ label: `${n} more steps`, symbol: "plus", act: () => api.post(`/jobs/${api.id(open)}/extend`, { steps: n }).catch(failed("The run was not extended")) }))) });
+  const judge = button("Evaluate", { symbol: "check", kind: "small", title: "Measure every checkpoint by pictures the run has not seen", act: () => evaluateRun(open) });
   const resume = button("Go on", { symbol: "play", kind: "small primary", title: "From the last checkpoint", act: act("resume") });
   const again = button("Run again", { symbol: "retry", kind: "small", act: act("retry") });
-  const node = h("div", { class: "st-run-controls" }, sample, finish, pause, cancel, go, save, more, resume, again);
+  const node = h("div", { class: "st-run-controls" }, sample, finish, pause, cancel, go, save, more, judge, resume, again);
   return {
     node,
     draw(record) {
@@ -63,6 +65,7 @@ function controls() {
       const kept = state.adapters.some((one) => one.run === record.id);
       save.hidden = !usable;
       more.hidden = !usable || record.state !== "finished";
+      judge.hidden = !usable;
       resume.hidden = record.state !== "paused" && (!usable || record.state === "finished");
       go.hidden = isActive(record) || !kept;
       again.hidden = isActive(record) || ["finished", "paused"].includes(record.state);
@@ -80,14 +83,20 @@ function useRun() {
 function checkpoints() {
   const list = h("ul", { class: "st-checkpoints" });
   const node = h("section", { class: "st-card" }, h("h3", {}, "Checkpoints"), list);
-  const row = (item) => h("li", {}, icon("flag", 15), h("b", {}, `Step ${item.step}`), h("span", { class: "st-dim" }, bytes(item.bytes)), h("span", { class: "st-spring" }), button("Add to library", { kind: "small quiet", symbol: "library", act: () => keep(item) }), button("Export", { kind: "small quiet", symbol: "download", act: () => exportDialog({ source: `${open}@${item.step}`, name: `${job(open)?.name ?? "lora"}-${item.step}` }) }));
+  const row = (item) => h("li", {}, icon("flag", 15), h("b", {}, `Step ${item.step}`), item.best ? badge("best", "good") : null, h("span", { class: "st-dim" }, bytes(item.bytes)), h("span", { class: "st-spring" }), button("Fork", { kind: "small quiet", symbol: "plus", title: "A new run from these weights, with other settings", act: () => forkRun(open, item.step) }), button("Add to library", { kind: "small quiet", symbol: "library", act: () => keep(item) }), button("Export", { kind: "small quiet", symbol: "download", act: () => exportDialog({ source: `${open}@${item.step}`, name: `${job(open)?.name ?? "lora"}-${item.step}` }) }));
   return {
     node,
     draw() {
       node.hidden = !history?.checkpoints.size;
-      if (history) keyed(list, [...history.checkpoints.values()].sort((a, b) => b.step - a.step), (item) => `${open}-${item.step}`, row);
+      if (history) keyed(list, marked(history), (item) => `${open}-${item.step}-${item.best}`, row);
     },
   };
+}
+
+// Checkpoints, newest first; the best is the one with the lowest held-out loss.
+function marked(told) {
+  const best = [...told.looks.values()].sort((a, b) => a.step - b.step).findLast((look) => look.best);
+  return [...told.checkpoints.values()].sort((a, b) => b.step - a.step).map((item) => ({ ...item, best: item.step === best?.step }));
 }
 
 async function keep(item) {
@@ -142,7 +151,8 @@ export function mount(element) {
   const bar = h("div", { class: "st-track is-tall", role: "progressbar", "aria-label": "Training", "aria-valuemin": 0, "aria-valuemax": 100 }, h("i"));
   const words = h("p", { class: "st-run-words" });
   const [numbers, tools, plot, strip, points, lines] = [figures(), controls(), chart(), filmstrip(), checkpoints(), log()];
-  const body = h("div", { class: "st-run" }, h("header", { class: "st-run-head" }, h("div", { class: "st-run-title" }, name, stateBadge), tools.node), words, bar, numbers.node, h("section", { class: "st-card" }, h("h3", {}, "Loss"), plot.node), strip.node, points.node, lines.node);
+  const legend = h("span", { class: "st-legend" }, h("i", { class: "is-trained" }), "trained", h("i", { class: "is-held" }), "held out, with the 95 % interval");
+  const body = h("div", { class: "st-run" }, h("header", { class: "st-run-head" }, h("div", { class: "st-run-title" }, name, stateBadge), tools.node), words, bar, numbers.node, h("section", { class: "st-card" }, h("h3", {}, "Loss", legend), plot.node), strip.node, points.node, lines.node);
   const none = empty("train", "Nothing has been trained yet", ["Choose an image set on the left, look over the settings, and press Start. The demo base trains in a minute, even without a graphics card."]);
   none.append(h("ol", { class: "st-steps" }, ["Pictures", "Settings", "Start", "Watch it learn here"].map((text, i) => h("li", {}, h("b", {}, String(i + 1)), text))));
   element.replaceChildren(h("section", { class: "st-panel is-plain", "aria-label": "Run" }, h("div", { class: "st-scroll" }, none, body)));
@@ -165,7 +175,8 @@ export function mount(element) {
     words.dataset.state = record.state;
     numbers.draw(record);
     tools.draw(record);
-    plot.set(history ? [...history.points].sort((a, b) => a[0] - b[0]) : [], record.total);
+    plot.set(history ? [...history.points].sort((a, b) => a[0] - b[0]) : [], record.total, history ? [...history.looks.values()].sort((a, b) => a.step - b.step) : []);
+    legend.hidden = !history?.looks.size;
     strip.draw(record, history);
     points.draw();
     lines.draw(record);
