@@ -101,6 +101,8 @@ class _Ranks:
             except queue.Empty:
                 continue
             if event is None:
+                if rank and self._done(rank):
+                    continue  # the first one still has checkpoint and figures to write
                 yield self._why(rank)
                 return
             if isinstance(event, Failed):
@@ -110,6 +112,13 @@ class _Ranks:
                 yield event
                 if event.kind in TERMINAL:
                     return
+
+    def _done(self, rank: int) -> bool:
+        """Whether a process that says nothing more has ended because its part is done."""
+        try:
+            return self._processes[rank].wait(LAST_WORDS_SECONDS) == 0
+        except subprocess.TimeoutExpired:
+            return False
 
     def _tell(self, word: str) -> None:
         pipe = self._processes[0].stdin

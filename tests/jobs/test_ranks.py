@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -12,7 +14,7 @@ import torch
 from studio.config import TrainConfig, build
 from studio.data.images import read_set
 from studio.errors import RunError
-from studio.events import Checkpoint, Event, Finished, Step
+from studio.events import Checkpoint, Event, Finished, Step, to_line
 from studio.families import sources
 from studio.jobs import ranks
 from studio.jobs.folder import FolderRequests, JobFolder, Manifest
@@ -107,3 +109,17 @@ def test_the_processes_see_their_cards_and_no_other(monkeypatch: pytest.MonkeyPa
     assert ranks.seen(["cuda:3", "cuda:1"]) == {"CUDA_VISIBLE_DEVICES": "3,1"} and ranks.seen(["cpu", "cpu"]) == {}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-12ab,6")
     assert ranks.seen(["cuda:1", "cuda:2"]) == {"CUDA_VISIBLE_DEVICES": "GPU-12ab,6"}
+
+
+def test_the_first_process_may_write_for_long_after_the_others_are_done(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a checkpoint of a full-size model. Two programs in the processes' place, which speak as they do."""
+    kept = Checkpoint(step=1, path="checkpoints/step-000001", adapter="a", sha256="0", bytes=1)
+    words = [to_line(Step(step=1, total=1)), to_line(kept), to_line(Finished(step=1))]
+    first = f"import sys, time\nfor line in {words!r}:\n    print(line, end='', flush=True)\n    time.sleep(1)"
+
+    def start(self: ranks._Ranks, rank: int, *_: object) -> "subprocess.Popen[str]":
+        return subprocess.Popen([sys.executable, "-S", "-c", "" if rank else first], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    monkeypatch.setattr(ranks._Ranks, "_start", start)
+    monkeypatch.setattr(ranks, "LAST_WORDS_SECONDS", 0.5)
+    assert [event.kind for event in ranks.trained(work(layout, "slow-end", processes=2), 2)] == ["step", "checkpoint", "finished"]
