@@ -95,6 +95,8 @@ class Cache:
         for done, (key, want) in enumerate(missing.items(), start=1):
             height, width = self._read(self.latent_key(want))["latents"].shape[-2:]
             found = masks.grid(want.picture.path, want.picture.mask, want.crop, want.mirrored, (height, width))
+            if not found.any():
+                raise ImageError(f"{want.picture.name}: its mask shows nothing of what is trained on; mend the mask or remove the picture")
             _write(self._path(key), {"mask": found.contiguous()})
             yield Loading(phase="Reading masks", done=done, total=len(missing))
 

@@ -1,6 +1,7 @@
 """A batch and its draws, made ready for the device."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from studio.training.step import Micro
 def drawn(store: Cache, draws: Sequence[Draw], wants: Sequence[Want], config: TrainConfig) -> Micro:
     """The micro-batch of these pictures. What no setting asks for is None, so that plain training stays plain."""
     batch, device = store.batch(wants), store.device
+    if batch.masks is not None:
+        batch = replace(batch, masks=config.unmasked_weight + (1 - config.unmasked_weight) * batch.masks)
     shape = tuple(batch.latents.shape[1:])
     rivals = [rival for want in wants if (rival := want.against)]
     weight = torch.tensor([want.weight for want in wants], dtype=torch.float32)

@@ -10,9 +10,11 @@ from PIL import Image
 from studio import families
 from studio.data.cache import Cache
 from studio.data.images import Companion, read_set
+from studio.errors import ImageError
 from studio.families import sources
 from studio.lora import formats
 from studio.training import checkpoint
+from studio.training.drawing import drawn
 from studio.training.optim import OPTIMIZERS
 from studio.training.plan import plan
 
@@ -114,6 +116,16 @@ def test_a_batch_brings_the_masks_of_its_pictures_mirrored_as_they_are(masked, t
     assert left.tolist() == [1.0] * (len(left) // 2) + [0.0] * (len(left) // 2) == right.flip(0).tolist()
     assert whole.min() == 1
     assert store.batch([replace(made.want(0), masked=False)]).masks is None
+    chosen = made.batch(0)
+    micro = drawn(store, [draw for _, draw in chosen], [want for want, _ in chosen], masked.config(masked_loss=True, unmasked_weight=0.25))
+    assert micro.batch.masks is not None and sorted(set(micro.batch.masks.flatten().tolist())) == [0.25, 1.0]
+
+
+def test_a_mask_that_shows_nothing_names_its_picture(masked, tmp_path):
+    shutil.copytree(masked.images.folder, tmp_path / "set")
+    Image.new("L", (64, 64), 0).save(tmp_path / "set" / "1-masklabel.png")
+    with pytest.raises(ImageError, match=r"1\.png: its mask shows nothing"):
+        list(replace(masked, images=read_set(tmp_path / "set")).run(masked.config(masked_loss=True), tmp_path / "run"))
 
 
 def test_prior_prediction_starts_at_no_loss_and_a_weight_of_regularisation_counts(studio, masked, tmp_path):
