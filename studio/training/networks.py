@@ -16,7 +16,7 @@ CARRIED = {
     "loha": "network loha: ComfyUI, Forge, A1111 and InvokeAI load the exported file; diffusers and sd-scripts do not, unless it is resized to a plain LoRA",
     "lokr": "network lokr: ComfyUI, Forge, A1111 and InvokeAI load the exported file; diffusers and sd-scripts do not, unless it is resized to a plain LoRA",
 }
-LOKR_APART = "network lokr on {title}: only ComfyUI and what draws with it load the exported file, because q, k and v cannot be written as one layer"
+LOKR_APART = "network lokr on {title}: only ComfyUI and Forge load the exported file, because q, k and v cannot be written as one layer"
 
 
 def check(config: TrainConfig, facts: Facts, steps: int, resumed: bool) -> tuple[str, ...]:

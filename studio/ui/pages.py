@@ -5,7 +5,7 @@ import gradio as gr
 from studio.ui.assets import DOCS
 from studio.ui.components import slot, splitter
 
-GUIDE = ("guide.md", "training.md", "scaling.md", "reliability.md", "cli.md", "http.md")
+GUIDE = ("guide.md", "training.md", "networks.md", "scaling.md", "reliability.md", "cli.md", "http.md")
 MISSING = "# Help\n\nThe guide is not beside this installation. The command `lora-studio --help` lists every command."
 
 

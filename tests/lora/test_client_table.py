@@ -1,6 +1,8 @@
 """The table of programs in the documentation is what the rules say."""
 
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from studio.lora.clients import CLIENTS, Verdict, check
@@ -21,6 +23,11 @@ def files() -> dict[str, tuple[Shapes, dict[str, str]]]:
         "SDXL, PEFT names": (peft(full, "sdxl"), SDXL),
         "SDXL, DoRA, lengths by input": (dora(sdxl(full), "input"), SDXL),
         "SDXL, DoRA, lengths by output": (dora(sdxl(full), "output"), SDXL),
+        "SDXL, LoHa": (loha(sdxl(full)), SDXL),
+        "SDXL, LoKr": (lokr(sdxl(full)), SDXL),
+        "FLUX.1, LoHa": (loha(flux(full, text=False)), FLUX),
+        "FLUX.1, LoKr, q, k and v apart": (lokr(apart(peft(full, "flux"))), FLUX),
+        "FLUX.1, DoRA, lengths by output": (dora(flux(full, text=False), "output"), FLUX),
         "FLUX.1, kohya, all blocks and CLIP-L": (flux(full), FLUX),
         "FLUX.1, kohya, layers outside the blocks too": (flux(full, outside=True, text=False), FLUX),
         "FLUX.1, kohya, no alpha": (flux(full, alpha=False), FLUX),
@@ -29,6 +36,35 @@ def files() -> dict[str, tuple[Shapes, dict[str, str]]]:
         "FLUX.1, PEFT names and alpha": (peft(full, "flux", alpha=True), FLUX),
         "FLUX.1, PEFT names and CLIP-L": ({**peft(full, "flux"), **encoder("text_encoder", 12, 768, ("lora_A.weight", "lora_B.weight"), alpha=False)}, FLUX),
     }
+
+
+def pairs(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Module, and the shapes of its down and up."""
+    for key, shape in shapes.items():
+        for down, up in ((".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight")):
+            if key.endswith(down):
+                yield key.removesuffix(down), shape, shapes[key.removesuffix(down) + up]
+
+
+def loha(shapes: Shapes) -> Shapes:
+    """The same modules as LoHa, as the writer names them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, down, up in pairs(shapes):
+        into = math.prod(down[1:])
+        found |= {f"{name}.hada_w{n}_a": (up[0], down[0]) for n in (1, 2)} | {f"{name}.hada_w{n}_b": (down[0], into) for n in (1, 2)} | {f"{name}.alpha": ()}
+    return found
+
+
+def lokr(shapes: Shapes) -> Shapes:
+    found: dict[str, tuple[int, ...]] = {}
+    for name, down, up in pairs(shapes):
+        found |= {f"{name}.lokr_w1": (8, 8), f"{name}.lokr_w2": (up[0] // 8, down[1] // 8, *down[2:]), f"{name}.alpha": ()}
+    return found
+
+
+def apart(shapes: Shapes) -> Shapes:
+    """Names of ComfyUI for modules as diffusers has them."""
+    return {"lycoris_" + key.removeprefix("transformer.").replace(".", "_", key.count(".") - 3): shape for key, shape in shapes.items()}
 
 
 def word(verdict: Verdict) -> str:
