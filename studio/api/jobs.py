@@ -152,6 +152,7 @@ def _steer(router: APIRouter, workspace: Workspace) -> None:
     verbs: dict[str, Callable[[str], Any]] = {
         "cancel": jobs.cancel,
         "sample": jobs.sample_now,
+        "pin": jobs.pin,
         "finish": jobs.finish_now,
         "pause": jobs.pause,
         "resume": jobs.resume,

@@ -19,7 +19,8 @@ from studio.killpoints import reached
 from studio.library.files import or_nothing, write_whole
 from studio.library.layout import checked_id
 
-Request = Literal["cancel", "sample", "finish", "pause"]
+Request = Literal["cancel", "sample", "keep", "finish", "pause"]
+_ONCE = ("sample", "keep")
 _DURABLE = (*TERMINAL, "checkpoint", "exported", "image")
 
 
@@ -219,10 +220,10 @@ class FolderRequests:
         self.leave = False  # the process was told to end: asked of every job it runs, and of no other process
 
     def pending(self) -> set[str]:
-        """Names of open requests; `sample` is asked once and gone, the others stay."""
+        """Names of open requests; `sample` and `keep` are asked once and gone, the others stay."""
         names = set(os.listdir(self._folder)) | ({"leave"} if self.leaving() else set())
-        if "sample" in names:
-            (self._folder / "sample").unlink(missing_ok=True)
+        for once in names.intersection(_ONCE):
+            (self._folder / once).unlink(missing_ok=True)
         return names
 
     def cancelled(self) -> bool:

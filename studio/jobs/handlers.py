@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from studio.library.layout import Layout
 if TYPE_CHECKING:
     from studio.data.images import ImageSet
     from studio.families.base import Components
+    from studio.lora.adapter import Adapter
 
+ADAPTERS = 8  # of generate jobs, kept in main memory
 PREVIEW_PROMPTS = 3  # captions taken as preview prompts when none are given
 
 
@@ -32,6 +35,7 @@ class Warm:
         self.name = ""
         self._key = ""
         self._components: Components | None = None
+        self._adapters: OrderedDict[tuple[Path, int, int], Adapter] = OrderedDict()
 
     def components(self, base: Base, precision: str, load: Callable[[], "Components"]) -> "Components":
         """The loaded base; `load` is called if another one, or none, is there."""
@@ -42,9 +46,21 @@ class Warm:
             self._key, self.name = key, base.name
         return self._components
 
+    def adapter(self, path: Path) -> "Adapter":
+        """The adapter of a file or checkpoint; the last ones are kept as long as their files stay as they are."""
+        found = path.stat()
+        key = (path, found.st_mtime_ns, found.st_size)
+        if key not in self._adapters:
+            self._adapters[key] = exporting.adapter_of(path)
+        self._adapters.move_to_end(key)
+        while len(self._adapters) > ADAPTERS:
+            self._adapters.popitem(last=False)
+        return self._adapters[key]
+
     def free(self) -> None:
         """Give the device's memory back."""
         self._components, self._key, self.name = None, "", ""
+        self._adapters.clear()
         gc.collect()
         import torch
 
@@ -171,12 +187,11 @@ def generate(work: Work) -> Iterator[Event]:
     """Draw pictures with a stack of adapters; the base stays loaded for the next job."""
     yield Loading(phase="starting")
     from studio.generation import sampler
-    from studio.lora import formats
 
     config = build(GenerateConfig, work.manifest.settings)
     base = work.base
     c = work.warm.components(base, config.precision, lambda: sampler.open_base(base, config.precision, work.warm.device))
-    stack = [(formats.read(Path(work.manifest.paths[f"lora:{row.name}"])), row) for row in config.loras]
+    stack = [(work.warm.adapter(Path(work.manifest.paths[f"lora:{row.name}"])), row) for row in config.loras]
     files = {name: Path(work.manifest.paths[name]) for name in ("init_image", "mask") if name in work.manifest.paths}
     files["wildcards"] = work.layout.wildcards
     names = [row.name for row in config.loras]

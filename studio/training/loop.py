@@ -26,7 +26,7 @@ __all__ = ["Preview", "Requests", "train"]
 
 class Requests(Protocol):
     def pending(self) -> set[str]:
-        """What somebody asks for now: of {"cancel", "sample", "finish", "leave"}. Each "sample" is told once."""
+        """What somebody asks for now: of {"cancel", "sample", "keep", "finish", "leave"}. Each "sample" and "keep" is told once."""
         ...
 
 
@@ -73,7 +73,7 @@ def train(
                 yield run.validate()
                 own.finish = run.exhausted
             wishes.heed()
-            if team.main and (_due(made.config.save_every, run.step) or wishes.leave or run.step == run.best) and run.step < made.steps:
+            if team.main and (wishes.keep() or _due(made.config.save_every, run.step) or wishes.leave or run.step == run.best) and run.step < made.steps:
                 yield run.save()
             if wishes.leave:
                 break
@@ -128,6 +128,7 @@ class Wishes:
     finish: bool = False
     leave: bool = False
     _sample: bool = False
+    _keep: bool = False
 
     def heed(self) -> None:
         """Read the requests. Raises Cancelled."""
@@ -137,10 +138,16 @@ class Wishes:
         self.finish |= "finish" in pending
         self.leave |= "leave" in pending
         self._sample |= "sample" in pending
+        self._keep |= "keep" in pending
 
     def sample(self) -> bool:
         """Whether a sample was asked for since the last time."""
         asked, self._sample = self._sample, False
+        return asked
+
+    def keep(self) -> bool:
+        """Whether a checkpoint was asked for since the last time."""
+        asked, self._keep = self._keep, False
         return asked
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(days=2)  # for encoding or drawing on the first process; whoever started them ends them when one dies
-WISHES = ("cancel", "sample", "finish", "leave")
+WISHES = ("cancel", "sample", "keep", "finish", "leave")
 
 
 class Bereaved(RunError):

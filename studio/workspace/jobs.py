@@ -30,6 +30,7 @@ from studio.workspace.guards import not_in_use
 from studio.workspace.hub import Hub
 from studio.workspace.inputs import Inputs
 from studio.workspace.library import Library
+from studio.workspace.live import LIVE, pinned
 from studio.workspace.records import CheckpointRecord, EventPage, JobLine, JobRecord
 from studio.workspace.sets import Sets
 
@@ -59,7 +60,7 @@ class Jobs:
 
     def generate(self, config: GenerateConfig, key: str = "") -> JobRecord:
         """Put a generate job into the queue. It waits while a training has the device, unless that is paused; `sample_now` does not."""
-        return self.submit(plans.generate(config, self._bases, self._library, self._inputs), key)
+        return self.submit(plans.generate(config, self._bases, self._library, self._inputs, self.stacked), key)
 
     def export(self, source: str, output: str | Path | None = None, format: Format = "kohya", dtype: Dtype = "fp16", **more: Any) -> JobRecord:
         """Write a run, RUN@STEP, library adapter or file in a format for others, proven; without `output` it joins the library.
@@ -111,6 +112,10 @@ class Jobs:
     def sample_now(self, ref: str) -> JobRecord:
         """Ask a running training for preview pictures."""
         return self._request(ref, "sample")
+
+    def pin(self, ref: str) -> JobRecord:
+        """Ask a running training for a checkpoint at its next step."""
+        return self._request(ref, "keep")
 
     def finish_now(self, ref: str) -> JobRecord:
         """Ask a running training to end here and export what it has."""
@@ -319,12 +324,22 @@ class Jobs:
         self.on_change()
         return self.show(job.id)
 
-    def _request(self, ref: str, what: Literal["sample", "finish"]) -> JobRecord:
+    def _request(self, ref: str, what: Literal["sample", "keep", "finish"]) -> JobRecord:
         job = self.show(ref)
         if job.state != "running" or job.kind != "train":
             raise RunError(f"job {job.name!r} is {job.state}; that needs a running training")
         self._folder(job.id).request(what)
         return job
+
+    def stacked(self, ref: str) -> plans.Source:
+        """What is behind a run in a stack: as `source`, and RUN@live is the run as it is now, kept as a checkpoint."""
+        name = ref.removesuffix(LIVE)
+        if name == ref:
+            return self.source(ref)
+        job = self.show(name)
+        if job.state != "running" or job.kind != "train":
+            return self.source(name)
+        return self.source(f"{name}@{pinned(self._folder(job.id), lambda: self.show(job.id).state == 'running')}")
 
     def source(self, ref: str) -> plans.Source:
         """What is behind a run, RUN@STEP, library adapter or file."""

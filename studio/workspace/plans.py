@@ -12,7 +12,7 @@ from studio import families
 from studio.config import GenerateConfig, Settings, TrainConfig, build, resolve, safe_stem
 from studio.config.training.objective import check_objective
 from studio.config.training.optimization import HABITS, check_installed
-from studio.errors import InputError, SettingsError
+from studio.errors import InputError, NotFound, SettingsError
 from studio.families.base import Base
 from studio.generation import prompt, wildcards
 from studio.jobs import trackers
@@ -90,15 +90,15 @@ def train(config: TrainConfig, sets: Sets, bases: Bases, find: Callable[[str], S
     return _manifest("train", config.name, config, build(TrainConfig, {**settings.model_dump(), **changes}), base, paths=paths, uses=uses)
 
 
-def generate(config: GenerateConfig, bases: Bases, library: Library, inputs: Inputs) -> Manifest:
-    """A generate job, checked. LoRAs named in the prompt join the stack."""
+def generate(config: GenerateConfig, bases: Bases, library: Library, inputs: Inputs, run: Callable[[str], Source]) -> Manifest:
+    """A generate job, checked. LoRAs named in the prompt join the stack. `run` tells what a run, RUN@STEP or RUN@live stands for."""
     base = bases.resolve(config)
     for words in (config.prompt, config.negative_prompt):
         wildcards.resolve(words, 0, inputs.wildcards)
     spoken = prompt.parse(config.prompt)
     stack = prompt.merge(config.loras, spoken.loras)
     free = {row.name for row in config.loras}  # only these may be files: a prompt is often pasted from elsewhere
-    found = {row.name: library.resolve(row.name, base.family, files=row.name in free) for row in stack}
+    found = {row.name: _stacked(row.name, base, library, run, files=row.name in free) for row in stack}
     starts = {name: inputs.use(ref) for name in ("init_image", "mask") if (ref := getattr(config, name))}
     config = config.model_copy(update={name: record.name for name, record in starts.items()})
     settings = resolved_generate(_shaped(config, base, starts.get("init_image")), base)
@@ -106,9 +106,10 @@ def generate(config: GenerateConfig, bases: Bases, library: Library, inputs: Inp
     for side in (settings.width or 0, settings.height or 0):
         if side % multiple:
             raise InputError(f"size {settings.width}x{settings.height}: {base.name} draws multiples of {multiple} pixels; try {side // multiple * multiple}")
-    changes = {"seed": _seed(config), "loras": [row.model_dump() for row in stack], "prompt": spoken.text}
-    paths = {f"lora:{name}": str(path) for name, (path, _) in found.items()} | {name: str(inputs.path(record.name)) for name, record in starts.items()}
-    uses = [f"adapter:{id}" for _, id in found.values() if id]
+    rows = [row.model_copy(update={"name": found[row.name][0]}) for row in stack]
+    changes = {"seed": _seed(config), "loras": [row.model_dump() for row in rows], "prompt": spoken.text}
+    paths = {f"lora:{name}": str(source.path) for name, source in found.values()} | {name: str(inputs.path(record.name)) for name, record in starts.items()}
+    uses = [use for _, source in found.values() for use in source.uses]
     name = " ".join(spoken.text.split())[:80] or "picture"
     return _manifest("generate", name, config, build(GenerateConfig, {**settings.model_dump(), **changes}), base, paths=paths, uses=uses)
 
@@ -122,6 +123,19 @@ def _shaped(config: GenerateConfig, base: Base, start: InputRecord | None) -> Ge
     scale = min(1.0, ((own.width or start.width) * (own.height or start.height) / (start.width * start.height)) ** 0.5)
     width, height = (max(64, round(side * scale / facts.size_multiple) * facts.size_multiple) for side in (start.width, start.height))
     return config.model_copy(update={"width": width, "height": height})
+
+
+def _stacked(ref: str, base: Base, library: Library, run: Callable[[str], Source], *, files: bool) -> tuple[str, Source]:
+    """A row's file that fits the base, and what the row is called: a run by its step, so that the picture can be drawn again."""
+    try:
+        path, id = library.resolve(ref, base.family, files)
+        return ref, Source(path, path.stem, adapter=id)
+    except NotFound:
+        source = run(ref)
+        if not source.run:
+            raise
+    fits(source.path, adapters.describe(source.path)["family"], base.family)
+    return f"{ref.rpartition('@')[0] or ref}@{source.step}", source
 
 
 def export(config: Settings, source: Source) -> Manifest:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from studio.config import GenerateConfig, TrainConfig, build
-from studio.errors import RunError
+from studio.errors import NotFound, RunError
 from studio.events import Checkpoint, Event, Exported, Finished, Sample, Started, Step
 from studio.jobs.folder import JobFolder
 from studio.metadata import read_header
@@ -93,6 +93,27 @@ def test_previews_and_pictures_come_from_the_lora_and_the_base_stays_loaded(stud
     assert pixels[0] == pixels[1]
     recalled = studio.gallery.recall(studio.gallery.path(first[1].id))
     assert (recalled.seed, [(row.name, row.weight) for row in recalled.loras]) == (11, [("drawn", 0.7)])
+
+
+def test_a_run_is_a_lora_of_a_stack_by_its_steps(studio: Workspace) -> None:
+    """A run that goes on is pinned at its next step; its pictures name the step, and later that step can be taken again."""
+    studio.start()
+    run = studio.jobs.train(config(name="alive", steps=5000))
+    following = studio.jobs.follow(run.id)
+    next(event for event in following if isinstance(event, Step))
+    values = {"prompt": "a circle", "loras": ["alive@live"], "steps": 1, "seed": 1, "width": 64, "height": 64}
+    job = studio.jobs.generate(build(GenerateConfig, values))
+    studio.jobs.finish_now(run.id)
+    row = job.settings["loras"][0]["name"]
+    pinned = studio.jobs.checkpoints(run.id)[0]
+    assert row == f"alive@{pinned.step}" and pinned.step < 5000
+    assert kinds(list(studio.jobs.follow(job.id)))[-1] == "finished"
+    again = studio.jobs.generate(build(GenerateConfig, {**values, "loras": [row]}))
+    assert kinds(list(studio.jobs.follow(again.id)))[-1] == "finished"
+    first, second = (Image.open(studio.gallery.path(studio.gallery.list(job=one.id)[0].id)).tobytes() for one in (job, again))
+    assert first == second
+    with pytest.raises(NotFound, match="no checkpoint of step 7000"):
+        studio.jobs.generate(build(GenerateConfig, {**values, "loras": ["alive@7000"]}))
 
 
 def test_a_queued_job_is_cancelled_at_once_and_a_running_one_at_its_next_step(studio: Workspace) -> None:

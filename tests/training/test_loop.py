@@ -175,6 +175,14 @@ def test_a_sample_asked_for_is_made_once(studio, tmp_path, of_kind):
     assert [e.step for e in of_kind(events, "sample")] == [2]
 
 
+def test_a_checkpoint_asked_for_is_made_once_and_changes_nothing(studio, tmp_path, of_kind):
+    assert _cached(studio, tmp_path)
+    events = list(studio.run(studio.config(steps=4), tmp_path / "a", Asked({1: "keep"})))
+    assert [e.step for e in of_kind(events, "checkpoint")] == [2, 4]
+    list(studio.run(studio.config(steps=4), tmp_path / "b"))
+    assert_same(outcome(tmp_path / "a", 4), outcome(tmp_path / "b", 4))
+
+
 def test_cancel_keeps_earlier_checkpoints_and_leaves_no_debris(studio, tmp_path):
     assert _cached(studio, tmp_path)
     with pytest.raises(Cancelled):
