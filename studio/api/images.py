@@ -14,6 +14,11 @@ from studio.api.uploads import received
 from studio.workspace import Workspace
 
 
+class Pair(BaseModel):
+    worse: str = Field(min_length=1, max_length=200, description="the other picture")
+    set: str = Field(default="preferences", min_length=1, max_length=190, description="image set that the pair goes into; made if it is new")
+
+
 class Token(BaseModel):
     token: str = Field(min_length=1, max_length=200)
 
@@ -67,6 +72,11 @@ def routes(workspace: Workspace) -> APIRouter:
     @router.get("/{id}/recall")
     def settings(id: str) -> dict[str, Any]:
         return public(gallery.recalled(gallery.show(id).id))
+
+    @router.post("/{id}/better", status_code=201)
+    def better(id: str, body: Pair) -> dict[str, Any]:
+        """A pair for preference training: this picture is better than the other."""
+        return public(workspace.pairs.add(id, body.worse, body.set))
 
     @router.delete("/{id}")
     def remove(id: str) -> dict[str, Any]:

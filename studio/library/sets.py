@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from studio.data.captions import caption_files, caption_of
 from studio.data.images import is_picture_name, read_about, regular_files
+from studio.data.masks import is_mask_name
 from studio.errors import ImageError
 from studio.library.database import Database
 from studio.library.files import write_whole
@@ -20,7 +21,7 @@ from studio.library.models import SetRow
 def count(folder: Path) -> dict[str, Any]:
     """Pictures, captioned ones and the first picture's name, by file names alone."""
     files = {path.name: path for path in regular_files(folder)}
-    pictures = sorted(name for name in files if is_picture_name(name))
+    pictures = sorted(name for name in files if is_picture_name(name) and not is_mask_name(name))
     captions = caption_files(files)
     captioned = sum(caption_of(name, captions) is not None for name in pictures)
     return {"pictures": len(pictures), "captioned": captioned, "cover": pictures[0] if pictures else ""}

@@ -119,7 +119,8 @@ def widget(kind: type[Settings], name: str, choices: Sequence[Any] | None = None
     if choices is not None:
         return gr.Dropdown(choices=list(choices), value=_shown(default), allow_custom_value=True, **common)
     if typing.get_origin(bare) is typing.Literal:
-        return gr.Dropdown(choices=[(_title(value), value) for value in typing.get_args(bare)], value=default, filterable=False, **common)
+        named = [(_title(value), value) for value in typing.get_args(bare)]
+        return gr.Dropdown(choices=[*([("As it comes", "")] if _optional(field) else []), *named], value=default or "", filterable=False, **common)
     if bare is bool:
         if _optional(field):
             return gr.Dropdown(choices=ON_OFF, value="", filterable=False, **common)

@@ -22,6 +22,7 @@ from studio.workspace.hub import Hub
 from studio.workspace.inputs import Inputs
 from studio.workspace.jobs import Jobs, record
 from studio.workspace.library import Library
+from studio.workspace.pairs import Pairs
 from studio.workspace.presets import Presets
 from studio.workspace.records import DeviceRecord, Status
 from studio.workspace.sets import Sets
@@ -32,7 +33,7 @@ from studio.workspace.watch import Watch
 
 class Workspace:
     """One data folder and its use cases: `sets`, `jobs`, `library`, `tools`, `gallery`, `inputs`, `presets`,
-    `bases`, `sweeps`.
+    `bases`, `sweeps`, `pairs`.
 
     `start` runs the queue in the background: a studio does so at once, a command when it follows a job. Several processes may
     open one data folder; one of them hands out jobs.
@@ -45,6 +46,7 @@ class Workspace:
         self.bases = Bases(db, layout)
         self.library = Library(db, layout)
         self.gallery = Gallery(db, layout)
+        self.pairs = Pairs(self.sets, self.gallery)
         self.inputs = Inputs(db, layout)
         self.presets = Presets(layout)
         self.jobs = Jobs(db, layout, self.sets, self.bases, self.library, self.inputs)

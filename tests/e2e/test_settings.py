@@ -14,7 +14,7 @@ def test_settings_are_found_by_their_words_wherever_they_stand(watched: Watched)
     page.wait_for_selector("#train-caption_shuffle", state="visible")
     found = shown(page)
     assert "train-caption_shuffle" in found and "train-keep_tokens" in found and "train-rank" not in found
-    titles = page.eval_on_selector_all("#train-advanced .st-grouptitle", "all => all.filter((e) => e.offsetParent).map((e) => e.textContent.trim())")
+    titles = page.eval_on_selector_all("#train-advanced > .st-grouptitle h4", "all => all.filter((e) => e.offsetParent).map((e) => e.textContent.trim())")
     assert titles == ["Pictures and captions"]
     page.fill("#train-search input", "no such thing")
     page.wait_for_selector(".st-search-none", state="visible")

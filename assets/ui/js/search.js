@@ -15,9 +15,11 @@ export function mount(element, { form, folds, fold }) {
       field.classList.toggle("st-unfound", !fits);
       found += fits;
     }
-    for (const title of root.querySelectorAll(".st-grouptitle")) {
+    for (const title of root.querySelectorAll(`#${folds} > .st-grouptitle`)) {
       const fields = title.nextElementSibling;
-      title.classList.toggle("st-unfound", !fields?.querySelector(".st-field:not(.st-unfound)"));
+      const bare = !fields?.querySelector(".st-field:not(.st-unfound)");
+      title.classList.toggle("st-unfound", bare);
+      fields?.classList.toggle("st-unfound", bare);
     }
     document.body.classList.toggle(`search-${folds}`, words.length > 0);
     document.getElementById(fold)?.classList.toggle("st-unfound", words.length > 0);
