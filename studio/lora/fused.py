@@ -176,7 +176,7 @@ class Fused:
     """A denoiser whose LoRA layers are fused. PEFT's parameters hold the exact weights all the while."""
 
     banks: list[Bank]
-    _undo: list[Callable[[], None]] = field(default_factory=list)
+    _undo: list[Callable[[], object]] = field(default_factory=list)
 
     def publish(self) -> None:
         """Bring the live weights up to date with the exact ones."""
@@ -196,6 +196,25 @@ class Fused:
     def gradients(self) -> list[Tensor]:
         """All gathered gradients as a few large tensors."""
         return [grad for bank in self.banks for grad in (bank.down_grad, bank.up_grad)]
+
+    def stand_in(self, module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+        """Let a module's forward pass be this one until `undo`."""
+        before = module.__dict__.get("forward")
+        module.__dict__["forward"] = forward
+        self._undo.append(lambda: module.__dict__.pop("forward") if before is None else module.__dict__.update(forward=before))
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        """Forget all gradients."""
+        self.drop()
+        torch._foreach_zero_(self.gradients())
+
+    def drop(self) -> None:
+        """Forget what a backward pass left and nobody gathered."""
+        for bank in self.banks:
+            for pair in bank.leaves:
+                for leaf in pair:
+                    leaf.grad = None
 
     def undo(self) -> None:
         """Give PEFT's own layers back."""
@@ -256,6 +275,7 @@ def _plain(layer: Any, name: str) -> bool:
     base = layer.get_base_layer()
     return (
         type(base) is nn.Linear
+        and type(base.weight) is nn.Parameter  # quantised ones are of another class
         and base.weight.is_floating_point()
         and base.weight.dtype.itemsize > 1
         and list(layer.lora_A) == [name]
@@ -294,8 +314,7 @@ def _install(made: Fused, module: Product, owner: nn.Module, place: str) -> None
         setattr(owner, place, module)
         made._undo.append(lambda: delattr(owner, place))
     else:
-        owner.forward = module.forward
-        made._undo.append(lambda: delattr(owner, "forward"))
+        made.stand_in(owner, module.forward)
 
 
 def _ask_for_shared(made: Fused, attention: Any) -> None:

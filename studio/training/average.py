@@ -70,3 +70,4 @@ class Average:
     @torch.no_grad()
     def _fill(self, values: list[Tensor]) -> None:
         torch._foreach_copy_(self.weights.live, values)
+        self.weights.show()

@@ -68,11 +68,12 @@ def train(
         if team.main and run.step == 0 and run.looks():
             yield run.validate()
         while run.step < made.steps and not run.exhausted:
-            yield from _taken(run, made.steps)
+            yield from _stepped(run, made.config)
             if team.main and run.looks():
                 yield run.validate()
                 own.finish = run.exhausted
             wishes.heed()
+            yield from _told(run, everything=wishes.any())
             if team.main and (wishes.keep() or _due(made.config.save_every, run.step) or wishes.leave or run.step == run.best) and run.step < made.steps:
                 yield run.save()
             if wishes.leave:
@@ -90,14 +91,11 @@ def train(
         run.close()
 
 
-def _taken(run: Run, total: int) -> Iterator[Event]:
-    """One step, and what is to be said of it."""
-    outcome, rate, seconds = run.advance()
-    for note in run.notes:
-        yield Warned(message=note)
-    yield Step(step=run.step, total=total, loss=outcome.loss, learning_rate=rate, gradient_norm=outcome.gradient_norm, seconds=round(seconds, 4))
-    if not outcome.applied:
-        yield Warned(message=f"step {run.step}: the loss is not finite; step skipped ({run.skipped} so far)")
+def _stepped(run: Run, config: TrainConfig) -> Iterator[Event]:
+    """Take a step. Where something other than the next one follows, nothing may still run on the device."""
+    run.advance()
+    pauses = run.step == run.plan.steps or run.looks() or _due(config.save_every, run.step) or _due(config.sample_every, run.step)
+    yield from _told(run, everything=pauses)
 
 
 def _ended(run: Run, total: int, began: float) -> Iterator[Event]:
@@ -140,6 +138,9 @@ class Wishes:
         self._sample |= "sample" in pending
         self._keep |= "keep" in pending
 
+    def any(self) -> bool:
+        return self.finish or self.leave or self._sample or self._keep
+
     def sample(self) -> bool:
         """Whether a sample was asked for since the last time."""
         asked, self._sample = self._sample, False
@@ -149,6 +150,19 @@ class Wishes:
         """Whether a checkpoint was asked for since the last time."""
         asked, self._keep = self._keep, False
         return asked
+
+
+def _told(run: Run, *, everything: bool) -> Iterator[Event]:
+    """What there is to say of the steps whose figures have come."""
+    for note in run.notes:
+        yield Warned(message=note)
+    run.notes.clear()
+    for taken in run.taken(everything=everything):
+        outcome, total = taken.outcome, run.plan.steps
+        norm, seconds = outcome.gradient_norm, round(taken.seconds, 4)
+        yield Step(step=taken.step, total=total, loss=outcome.loss, learning_rate=taken.rate, gradient_norm=norm, seconds=seconds)
+        if not outcome.applied:
+            yield Warned(message=f"step {taken.step}: the loss is not finite; step skipped ({run.skipped} so far)")
 
 
 def _due(every: int, step: int) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -25,9 +25,14 @@ from studio.training.average import Average
 from studio.training.carried import Carried, Memory
 from studio.training.drawing import drawn
 from studio.training.draws import Draw
+from studio.training.fast import Fast, prepare
+from studio.training.graph import Engine
+from studio.training.lean import recompute
 from studio.training.plan import Plan
 from studio.training.ranks import Ranks
+from studio.training.speed import Speed, choose
 from studio.training.step import Micro, Outcome, Stepper
+from studio.training.taken import Ahead, Known, Taken
 from studio.training.validation import Watch, evaluating, measure
 
 MAX_SKIPPED = 10  # steps in a row whose loss is not finite
@@ -57,6 +62,11 @@ class Run:
     checked: bool = False
     micro: int = 0  # pictures at once since memory ran out; 0 is a whole batch
     notes: list[str] = field(default_factory=list)
+    speed: Speed = field(init=False)
+    fast: Fast | None = None
+    engine: Engine | None = None  # takes the steps instead of the stepper where they can be recorded
+    ahead: deque[Ahead] = field(default_factory=deque)  # steps that were taken and whose figures nobody has read yet
+    launched: float = 0.0
 
     def begin(self, resumed: Path | None) -> None:
         """Load the denoiser, attach the adapter, and put both where they stood or where `start_from` says."""
@@ -79,11 +89,13 @@ class Run:
         elif config.start_from:
             attach.load(self.attached, _read_lora(Path(config.start_from), c))
         if config.gradient_checkpointing or (config.gradient_checkpointing is None and n_parameters >= FULL_SIZE):
-            c.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            recompute(c.denoiser, 1.0)
         for part in (c.facts.denoiser, *self.attached.encoders):
             c.parts[part].train()
+        self.speed = choose(self.attached, config, steps=self.plan.steps, shapes=len({one.crop.bucket for one in self.plan.shown}))
+        self.fast = prepare(self.attached, self.speed, fp8=config.fp8_products)
         goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config)  # type: ignore[arg-type]
-        self.stepper = stepper = Stepper(self.attached, self.family, goal, config)
+        self.stepper = stepper = Stepper(self.attached, self.family, goal, config, self.fast.fused if self.fast else None)
         self.carried["optimizer"] = Memory(stepper.optimizer, stepper.weights.names)
         if config.ema_decay:
             self.carried["ema"] = self.average = Average(stepper.weights, config.ema_decay)
@@ -95,6 +107,7 @@ class Run:
             self.carried["validation"] = self.watch = Watch()
         if resumed:
             self._restore(resumed)
+        self.engine = Engine(stepper) if self.fast else None
 
     @property
     def reduced(self) -> bool:
@@ -121,8 +134,8 @@ class Run:
         if resumed.parent == self.folder / "checkpoints":
             self.saved = checkpoint.check(resumed)  # it stands: nothing is gained by writing it anew
 
-    def advance(self) -> tuple[Outcome, float, float]:
-        """One optimizer step: its outcome, learning rate and seconds. Raises RunError after too many that are not finite."""
+    def advance(self) -> None:
+        """Take one optimizer step; `taken` tells of it, here or once its figures have come from the device."""
         began = time.monotonic()
         config, accumulation = self.plan.config, self.plan.config.gradient_accumulation
         numbers = range(self.step * accumulation, (self.step + 1) * accumulation)
@@ -139,23 +152,38 @@ class Run:
                 self.notes.append(f"{still} of {len(self.attached.places)} layers got a gradient of zero in the first step and did not move")
             self.checked = True
         rate = optim.learning_rate(self.step + 1, self.plan.steps, config)
-        outcome = self.stepper.update(loss, rate)
-        if self.average and outcome.applied:
+        late = self.engine.update(rate) if self.engine else Known(self.stepper.update(loss, rate))
+        if self.average and late.outcome().applied:
             self.average.update()
         reached("update")
         self.step += 1
+        now = time.monotonic()
+        self.ahead.append(Ahead(self.step, late, rate, now - (self.launched if self.engine and self.launched else began)))
+        self.launched = now
+
+    def taken(self, *, everything: bool) -> Iterator[Taken]:
+        """Steps whose figures are known, in order; with `everything` all that were taken, else the newest may still run on the device.
+
+        Raises RunError after too many that are not finite.
+        """
+        while len(self.ahead) > (1 if self.engine and not everything else 0):
+            one = self.ahead.popleft()
+            yield Taken(one.step, self._counted(one.step, one.late.outcome()), one.rate, one.seconds)
+
+    def _counted(self, step: int, outcome: Outcome) -> Outcome:
         self.in_a_row = 0 if outcome.applied else self.in_a_row + 1
         self.skipped += not outcome.applied
         if self.in_a_row == MAX_SKIPPED:
             kept = f"the checkpoint of step {self.saved.step} is kept" if self.saved else "no checkpoint was made yet"
             way_out = "lower the learning rate or use precision bf16"
-            raise RunError(f"the loss was not finite {MAX_SKIPPED} steps in a row, up to step {self.step}; {kept}: {way_out}")
-        return outcome, rate, time.monotonic() - began
+            raise RunError(f"the loss was not finite {MAX_SKIPPED} steps in a row, up to step {step}; {kept}: {way_out}")
+        return outcome
 
     def _accumulated(self, numbers: range, pictures: int) -> torch.Tensor | None:
         """The step's mean loss, its gradients summed up; None if memory ran out on the way where fewer pictures at once may do."""
         try:
-            return self.stepper.accumulate((micro for number in numbers for micro in self._micros(number)), pictures)
+            taker = self.engine or self.stepper
+            return taker.accumulate((micro for number in numbers for micro in self._micros(number)), pictures)
         except torch.OutOfMemoryError:
             if self.step == 0 or self._at_once() == 1:
                 raise
@@ -166,6 +194,8 @@ class Run:
 
     def _halve(self) -> None:
         """Fewer pictures at once; the step is done anew with the same draws, so that its gradient stays the same sum."""
+        if self.engine:
+            self.engine.forget()
         self.stepper.weights.clear()
         release(self.store.device)
         self.micro = self._at_once() // 2
@@ -293,6 +323,7 @@ class Run:
             "saved_weights": f"moving average, decay {config.ema_decay:g}" if config.ema_decay else "as trained",
             **({"held_out": len(plan.held)} if plan.held else {}),
             **self.stepper.objective.facts(shape),
+            **self.speed.facts(),
         }
 
     def result(self, early: bool) -> dict[str, Any]:
@@ -312,7 +343,11 @@ class Run:
         if hasattr(self, "components"):
             self.components.parts.clear()
         self.carried.clear()
-        self.average = None
+        self.average = self.engine = None
+        self.ahead.clear()
+        if self.fast:
+            self.fast.lean.undo()
+            self.fast = None
         if hasattr(self, "stepper"):
             del self.stepper
         release(self.store.device)

@@ -19,6 +19,7 @@ from studio.errors import RunError
 from studio.families.base import Conditioning, Family
 from studio.lora.attach import Attached
 from studio.lora.bare import bare
+from studio.lora.fused import Fused
 from studio.training import optim
 from studio.training.losses import loss_of, mean
 from studio.training.objective import Noised, Objective
@@ -54,13 +55,14 @@ class Outcome:
 class Weights:
     """The trainable parameters: exact fp32 ones, and the live ones in the layers (the same tensors on an fp32 base)."""
 
-    def __init__(self, trainable: Mapping[str, nn.Parameter], rates: Mapping[str, float], dtype: torch.dtype):
+    def __init__(self, trainable: Mapping[str, nn.Parameter], rates: Mapping[str, float], dtype: torch.dtype, fused: Fused | None = None):
         # Parameters of one rate stand together, as the optimizer's groups do.
         self.names = sorted(trainable, key=lambda name: -rates[name])
         self.shares = [rates[name] for name in self.names]
         self.live: list[Tensor] = [trainable[name] for name in self.names]
         self.exact: list[Tensor] = self.live
-        if dtype != torch.float32:
+        self.fused = fused  # then the layers run with rounded copies in its banks, and these are the exact weights
+        if dtype != torch.float32 and fused is None:
             self.exact = [p.detach().clone().requires_grad_() for p in self.live]
             for p in self.live:
                 p.data = p.data.to(dtype)
@@ -72,6 +74,8 @@ class Weights:
     @torch.no_grad()
     def gather(self) -> None:
         """Add the layers' gradients to the exact weights' and clear them."""
+        if self.fused:
+            self.fused.gather()
         if not self.mixed:
             return
         for exact, live in zip(self.exact, self.live, strict=True):
@@ -84,6 +88,12 @@ class Weights:
         """Bring the layers up to date with the exact weights."""
         if self.mixed:
             torch._foreach_copy_(self.live, self.exact)
+        self.show()
+
+    def show(self) -> None:
+        """Let the layers run with what `live` holds."""
+        if self.fused:
+            self.fused.publish()
 
     @contextmanager
     def exposed(self) -> Iterator[None]:
@@ -102,9 +112,14 @@ class Weights:
         return dict(zip(self.names, self.exact, strict=True))
 
     def gradients(self) -> list[Tensor]:
+        if self.fused:
+            return self.fused.gradients()
         return [p.grad for p in self.exact if p.grad is not None]
 
     def clear(self) -> None:
+        if self.fused:
+            self.fused.clear()
+            return
         for p in (*self.exact, *self.live):
             p.grad = None
 
@@ -112,12 +127,12 @@ class Weights:
 class Stepper:
     """Runs optimizer steps on attached components. `loss_scale` moves in fp16 only."""
 
-    def __init__(self, attached: Attached, family: Family, objective: Objective, config: TrainConfig):
+    def __init__(self, attached: Attached, family: Family, objective: Objective, config: TrainConfig, fused: Fused | None = None):
         self.attached, self.components, self.family, self.objective = attached, attached.components, family, objective
         self.loss = loss_of(config)
         self.beta = config.preference_beta or 0.0
         self.max_norm = config.max_gradient_norm
-        self.weights = Weights(attached.trainable(), attached.rates(), attached.components.dtype)
+        self.weights = Weights(attached.trainable(), attached.rates(), attached.components.dtype, fused)
         self.optimizer = optim.optimizer(optim.groups(self.weights.exact, self.weights.shares), config)
         self.scaled = self.components.dtype == torch.float16
         self.loss_scale = FIRST_SCALE if self.scaled else 1.0

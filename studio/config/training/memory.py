@@ -16,4 +16,10 @@ class Memory(Settings):
     base_format: BaseFormat = Field(
         default="auto", description="Bits of the frozen base: int8 and fp8 halve its memory, nf4 takes a quarter and rounds more; auto is full"
     )
+    speed: Literal["auto", "eager", "graph", "compile"] = Field(
+        default="auto", description="graph records the whole step once and replays it, compile also compiles its blocks (NVIDIA only); auto chooses"
+    )
+    fp8_products: bool = Field(
+        default=False, description="Multiply with the frozen base in 8 bits: faster on RTX 40, H100 and newer, rounds more, takes twice the base's memory"
+    )
     processes: int = Field(default=1, ge=1, le=64, description="Processes that share every batch, each with a GPU of its own; at most batch_size")

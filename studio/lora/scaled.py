@@ -1,0 +1,172 @@
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false, reportIndexIssue=false
+"""Products of the frozen base in 8 bits (FP8, e4m3): about twice the arithmetic a second on GPUs that have it, with 3 bits of mantissa.
+
+Every row of what is multiplied gets a scale of its own, every weight one. Only the product itself and its gradient on the input run in
+8 bits; sums are kept in fp32, the LoRA beside it stays in the base's number format. Both directions need the weight in rows, so it is
+kept twice, beside the exact one that checkpoints and previews rely on.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from studio.lora.fused import Fused, Product, product_factors
+
+FORMAT = torch.float8_e4m3fn
+LARGEST = 448.0  # of that format
+FEWEST = 1024  # features of a layer below which rounding costs more time than the product gains
+CAPABLE = (8, 9)
+
+if find_spec("triton"):
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def _rounded(x, out, scales, width, BLOCK: tl.constexpr):
+        row = tl.program_id(0).to(tl.int64)
+        column = tl.arange(0, BLOCK)
+        value = tl.load(x + row * width + column, column < width, 0.0).to(tl.float32)
+        scale = tl.maximum(tl.max(tl.abs(value), 0), 1e-12) / 448.0
+        tl.store(out + row * width + column, (value / scale).to(out.dtype.element_ty), column < width)
+        tl.store(scales + row, scale)
+
+
+def rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, k) in 8 bits and the scale (n, 1) of every row, fp32."""
+    if not x.is_cuda:
+        scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / LARGEST
+        return (x.float() / scale).clamp(-LARGEST, LARGEST).to(FORMAT), scale
+    x = x.contiguous()
+    out, scale = torch.empty_like(x, dtype=FORMAT), torch.empty(x.shape[0], 1, device=x.device)
+    _rounded[(x.shape[0],)](x, out, scale, x.shape[1], BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=8)
+    return out, scale
+
+
+def packed(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight (out, in) in 8 bits, its transpose, and its scale, fp32."""
+    scale = weight.abs().amax().float() / LARGEST
+    small = (weight.float() / scale).to(FORMAT)
+    return small, small.t().contiguous(), scale
+
+
+def _multiplied(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """(n, out) = x weight' + bias, for a packed weight (out, in)."""
+    small, scales = rows(x)
+    each = scale.expand(1, weight.shape[0]).contiguous()
+    return torch._scaled_mm(small, weight.t(), scale_a=scales, scale_b=each, bias=bias, out_dtype=x.dtype, use_fast_accum=True)
+
+
+@torch.library.custom_op("lora_studio::scaled", mutates_args=())
+def scaled(x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """(..., out) = x W' + b in 8 bits. turned: the packed weight's transpose, for the way back."""
+    return _multiplied(x.reshape(-1, x.shape[-1]), weight, scale, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+@scaled.register_fake
+def _(x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.custom_op("lora_studio::scaled_product", mutates_args=())
+def scaled_product(
+    x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, factor: float
+) -> tuple[Tensor, Tensor]:
+    """The same with a LoRA beside it, and the inner product (tokens, r) that the backward pass needs."""
+    flat = x.reshape(-1, x.shape[-1])
+    inner = flat @ down.t()
+    out = _multiplied(flat, weight, scale, bias)
+    out.addmm_(inner, up.t(), alpha=factor)
+    return out.view(*x.shape[:-1], weight.shape[0]), inner
+
+
+@scaled_product.register_fake
+def _(x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty((*x.shape[:-1], weight.shape[0])), x.new_empty((x.numel() // x.shape[-1], down.shape[0]))
+
+
+@torch.library.custom_op("lora_studio::scaled_input", mutates_args=())
+def scaled_input(grad: Tensor, turned: Tensor, scale: Tensor, on_inner: Tensor | None, down: Tensor | None) -> Tensor:
+    """Gradient of either on x."""
+    found = _multiplied(grad.reshape(-1, grad.shape[-1]), turned, scale, None)
+    if on_inner is not None and down is not None:
+        found.addmm_(on_inner, down)
+    return found.view(*grad.shape[:-1], turned.shape[0])
+
+
+@scaled_input.register_fake
+def _(grad: Tensor, turned: Tensor, scale: Tensor, on_inner: Tensor | None, down: Tensor | None) -> Tensor:
+    return grad.new_empty((*grad.shape[:-1], turned.shape[0]))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[2], inputs[3])
+
+
+def _back(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return scaled_input(grad, *ctx.saved_tensors, None, None) if ctx.needs_input_grad[0] else None, None, None, None, None
+
+
+def _keep_product(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, _, turned, scale, _, down, up, ctx.factor = inputs
+    ctx.save_for_backward(x, output[1], turned, scale, down, up)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _back_product(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    x, inner, turned, scale, down, up = ctx.saved_tensors
+    on_inner, on_down, on_up = product_factors(grad, x, inner, up, ctx.factor)
+    on_x = scaled_input(grad, turned, scale, on_inner, down) if ctx.needs_input_grad[0] else None
+    return on_x, None, None, None, None, on_down, on_up, None
+
+
+scaled.register_autograd(_back, setup_context=_keep)
+scaled_product.register_autograd(_back_product, setup_context=_keep_product)
+
+
+class Scaled:
+    """Stands in for the forward pass of a layer."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, lora: tuple[Tensor, Tensor, float] | None = None):
+        self.operands, self.lora = (*packed(weight.data), bias), lora
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lora is None:
+            return scaled(x, *self.operands)
+        return scaled_product(x, *self.operands, *self.lora)[0]
+
+
+def reduce(denoiser: nn.Module, made: Fused) -> int:
+    """Let the large frozen products of the repeated blocks run in 8 bits, how many; `made.undo` puts them back."""
+    n = 0
+    kinds = getattr(denoiser, "_repeated_blocks", None) or []
+    for block in [module for module in denoiser.modules() if type(module).__name__ in kinds]:
+        for owner in list(block.modules()):
+            product = _product(owner)
+            if product is not None:
+                weight, bias, down, up = product.operands
+                stand_in = Scaled(weight, bias, (down, up, product.scale)) if _large(weight) else None
+            else:
+                norm = type(owner).__name__.startswith("AdaLayerNorm")  # few rows, and what they give scales everything
+                for child in owner.children() if not norm else ():
+                    if type(child) is nn.Linear and _large(child.weight) and not child.weight.requires_grad and not hasattr(owner, "base_layer"):
+                        made.stand_in(child, Scaled(child.weight, child.bias).forward)
+                        n += 1
+                continue
+            if stand_in is not None:
+                made.stand_in(owner, stand_in.forward)
+                n += 1
+    return n
+
+
+def _product(module: Any) -> Product | None:
+    """The fused product that a module is, or that stands in for it."""
+    if isinstance(module, Product):
+        return module
+    own = getattr(module.__dict__.get("forward"), "__self__", None)
+    return own if isinstance(own, Product) else None
+
+
+def _large(weight: Tensor) -> bool:
+    return min(weight.shape) >= FEWEST and not any(side % 16 for side in weight.shape)
