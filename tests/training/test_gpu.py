@@ -1,5 +1,6 @@
 """Claims about training on a CUDA device, on the demo bases."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,9 @@ from studio.events import Sample
 from studio.training import checkpoint
 
 from .test_loop import BASES, told
+from .test_resume import differing, left, log
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts, and asked for by deterministic kernels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -55,3 +59,46 @@ def test_previews_borrow_the_device_and_nothing_stays_on_it(gpu, tmp_path):
     lent.clear()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_allocated() - before < 2**20
+
+
+@pytest.fixture
+def deterministic():
+    """Kernels that add up in one order only; slower, and not what a run uses unless told to."""
+    backends = torch.backends.cuda
+    attention = backends.flash_sdp_enabled(), backends.mem_efficient_sdp_enabled()
+    backends.enable_flash_sdp(False)
+    backends.enable_mem_efficient_sdp(False)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    backends.enable_flash_sdp(attention[0])
+    backends.enable_mem_efficient_sdp(attention[1])
+
+
+ON = {"flip": True, "caption_dropout": 0.4, "ema_decay": 0.99, "gradient_accumulation": 2, "validation_fraction": 0.3, "validation_every": 2}
+
+
+def resumed(gpu, tmp_path, base, precision):
+    """Steps 4 to 6 of an unbroken run and of one that was resumed after step 3, and where both ended."""
+    values = {**ON, "precision": precision, "steps": 6, "save_every": 3}
+    straight = log(gpu.run(gpu.config(base, **values), tmp_path / "a"), 6)
+    middle = str(tmp_path / "a" / "checkpoints" / "step-000003")
+    again = log(gpu.run(gpu.config(base, **values, start_from=middle), tmp_path / "b"), 6)
+    ends = [left(tmp_path / run / "checkpoints" / "step-000006") for run in ("a", "b")]
+    return [part[-len(other) :] for part, other in zip(straight, again, strict=True)], list(again), ends
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resuming_equals_an_unbroken_run_with_deterministic_kernels(gpu, deterministic, tmp_path, base, precision):
+    """atol 0, rtol 0: weights, average, optimizer, state, every step and every look."""
+    straight, again, ends = resumed(gpu, tmp_path, base, precision)
+    assert again == straight and differing(*ends) == []
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_resuming_stays_within_a_stated_tolerance_without_them(gpu, tmp_path, base):
+    """1e-5 of the loss in fp32: the order in which kernels add up is all that may differ."""
+    (steps, looks), (steps_again, looks_again), _ = resumed(gpu, tmp_path, base, "fp32")
+    assert [step[1] for step in steps_again] == pytest.approx([step[1] for step in steps], rel=1e-5)
+    assert [look[1] for look in looks_again] == pytest.approx([look[1] for look in looks], rel=1e-5)

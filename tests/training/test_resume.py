@@ -44,7 +44,7 @@ FEATURES = {
     "masks": {"masked_loss": True},
     "prior": {"prior_prediction": True},
     "huber": {"loss": "huber"},
-    "sizes": {"more_resolutions": (48,)},
+    "sizes": {"resolution": 96, "more_resolutions": (64,)},
     "dropout": {"dropout": 0.3},
     "bf16": {"precision": "bf16"},
     "bf16-ema": {"precision": "bf16", "ema_decay": 0.99},
