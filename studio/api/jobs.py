@@ -116,13 +116,13 @@ def _read(router: APIRouter, workspace: Workspace) -> None:
 
     @router.get("/{id}/history")
     def history(id: str) -> dict[str, Any]:
-        """Everything a page needs to draw a run: at most `POINTS` losses, and all events but the steps."""
+        """Everything a page needs to draw a run: at most `POINTS` steps (number, loss, learning rate, gradient norm), and all other events."""
         told = jobs.events(id).events
-        losses = {event.step: event.loss for event in told if event.kind == "step" and event.loss is not None}
-        steps = sorted(losses)
+        figures = {event.step: [event.loss, event.learning_rate, event.gradient_norm] for event in told if event.kind == "step" and event.loss is not None}
+        steps = sorted(figures)
         stride = max(1, -(-len(steps) // POINTS))
         kept = sorted({*steps[::stride], *steps[-1:]})
-        return {"points": [[step, losses[step]] for step in kept], "events": [public(event) for event in told if event.kind != "step"]}
+        return {"points": [[step, *figures[step]] for step in kept], "events": [public(event) for event in told if event.kind != "step"]}
 
     @router.get("/{id}/checkpoints")
     def checkpoints(id: str) -> dict[str, Any]:

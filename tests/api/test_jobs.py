@@ -74,13 +74,13 @@ def test_steering_a_job_that_does_not_run_says_so(client: TestClient, run: str) 
 
 
 def test_history_is_thinned_and_keeps_everything_but_steps(client: TestClient, workspace: Workspace, run: str) -> None:
-    events = [Started(total=9000), *(Step(step=i, total=9000, loss=1 / i) for i in range(1, 9001))]
+    events = [Started(total=9000), *(Step(step=i, total=9000, loss=1 / i, learning_rate=1e-3, gradient_norm=0.5) for i in range(1, 9001))]
     events.append(Checkpoint(step=9000, path="checkpoints/a", adapter="checkpoints/a/adapter.safetensors", sha256="0", bytes=1))
     with open(workspace.layout.jobs / run / "events.jsonl", "a") as file:
         file.writelines(map(to_line, events))
     told = client.get(f"/api/jobs/{run}/history").json()
     assert len(told["points"]) <= 2001
-    assert (told["points"][0], told["points"][-1]) == ([1, 1.0], [9000, 1 / 9000])
+    assert (told["points"][0], told["points"][-1]) == ([1, 1.0, 1e-3, 0.5], [9000, 1 / 9000, 1e-3, 0.5])
     assert [event["kind"] for event in told["events"]] == ["started", "checkpoint"]
     page = client.get(f"/api/jobs/{run}/events").json()
     assert len(page["events"]) == 9002

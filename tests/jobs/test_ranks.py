@@ -14,7 +14,7 @@ import torch
 from studio.config import TrainConfig, build
 from studio.data.images import read_set
 from studio.errors import RunError
-from studio.events import Checkpoint, Event, Finished, Step, to_line
+from studio.events import Checkpoint, Event, Finished, Step, from_line, to_line
 from studio.families import sources
 from studio.jobs import ranks
 from studio.jobs.folder import FolderRequests, JobFolder, Manifest
@@ -64,7 +64,9 @@ def test_two_processes_train_as_one_does_with_uneven_batches(layout: Layout) -> 
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "studio.jobs.rank" in child.cmdline()]
+    """Those that live; a process of another test may have ended and not been looked at yet."""
+    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in living if "studio.jobs.rank" in child.cmdline()]
 
 
 def until_checkpoint(events: Iterator[Event]) -> None:
@@ -123,3 +125,14 @@ def test_the_first_process_may_write_for_long_after_the_others_are_done(layout: 
     monkeypatch.setattr(ranks._Ranks, "_start", start)
     monkeypatch.setattr(ranks, "LAST_WORDS_SECONDS", 0.5)
     assert [event.kind for event in ranks.trained(work(layout, "slow-end", processes=2), 2)] == ["step", "checkpoint", "finished"]
+
+
+@pytest.mark.long
+def test_torchrun_starts_the_same_training_by_hand(layout: Layout) -> None:
+    job = work(layout, "by-hand")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--module", "studio.jobs.rank"]
+    done = subprocess.run([*command, str(layout.root), "by-hand", "auto"], capture_output=True, text=True, timeout=500, check=False)
+    events = [from_line(line.encode()) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0 and events[-1].kind == "finished", done.stderr[-2000:]
+    assert [event.loss for event in steps(events)] == pytest.approx([event.loss for event in steps(list(stepping(work(layout, "by-one"))))], abs=TOLERANCE)
+    assert (job.folder.path / "checkpoints" / "step-000004").is_dir()

@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { on } from "./bus.js";
-import { figure } from "./format.js";
+import { figure, small } from "./format.js";
 
 const PAD = { left: 46, right: 12, top: 12, bottom: 22 };
 
@@ -32,6 +32,7 @@ export function chart() {
   let steps = [];
   let losses = [];
   let looks = [];
+  let rates = new Map();
   let line = [];
   let total = 0;
   let hover = -1;
@@ -118,13 +119,18 @@ export function chart() {
     const at = s.first + ((event.offsetX - PAD.left) / s.box.w) * (s.last - s.first);
     hover = steps.reduce((best, step, i) => (Math.abs(step - at) < Math.abs(steps[best] - at) ? i : best), 0);
     tip.hidden = false;
-    tip.replaceChildren(h("b", {}, `Step ${steps[hover]}`), h("span", {}, `loss ${figure(losses[hover])}`), h("span", {}, `smoothed ${figure(line[hover])}`), ...heldOut(steps[hover]));
+    tip.replaceChildren(h("b", {}, `Step ${steps[hover]}`), h("span", {}, `loss ${figure(losses[hover])}`), h("span", {}, `smoothed ${figure(line[hover])}`), ...told(rates.get(steps[hover])), ...heldOut(steps[hover]));
     tip.style.left = `${Math.min(s.x(steps[hover]) + 12, canvas.clientWidth - 130)}px`;
     redraw();
   });
   canvas.addEventListener("pointerleave", () => { hover = -1; tip.hidden = true; redraw(); });
   new ResizeObserver(redraw).observe(canvas);
   on("theme", () => setTimeout(redraw, 30));
+
+  function told(at) {
+    if (!at) return [];
+    return [["learning rate", at.rate && small(at.rate)], ["gradient", at.gradient === null ? "" : figure(at.gradient)]].filter(([, text]) => text).map(([what, text]) => h("span", {}, `${what} ${text}`));
+  }
 
   function heldOut(step) {
     const look = looks.findLast((one) => one.step <= step);
@@ -135,8 +141,9 @@ export function chart() {
 
   return {
     node,
-    set(points, of, seen = []) {
+    set(points, of, seen = [], beside = new Map()) {
       looks = seen;
+      rates = beside;
       steps = points.map(([step]) => step);
       losses = points.map(([, loss]) => loss);
       line = smooth(losses, losses.length > 40 ? 0.95 : 0.8);

@@ -36,3 +36,8 @@ export function figure(value, digits = 4) {
   if (value === null || value === undefined) return "–";
   return Number(value).toPrecision(digits).replace(/(\.\d*?)0+($|e)/, "$1$2").replace(/\.($|e)/, "$1");
 }
+
+// A learning rate and its like: 1e-4, 2.5e-5, 0.02.
+export function small(value) {
+  return value >= 0.01 ? figure(value, 3) : Number(value).toExponential(1).replace(".0e", "e");
+}

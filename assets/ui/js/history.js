@@ -8,6 +8,7 @@ export class History {
   constructor(id) {
     this.id = id;
     this.points = new Map();
+    this.rates = new Map();
     this.samples = new Map();
     this.checkpoints = new Map();
     this.looks = new Map();
@@ -20,13 +21,17 @@ export class History {
   async load() {
     const told = await api.get(`/jobs/${api.id(this.id)}/history`);
     this.points = new Map([...told.points, ...[...this.points].filter(([step]) => step > (told.points.at(-1)?.[0] ?? -1))]);
+    this.rates = new Map([...told.points.map(([step, , rate, gradient]) => [step, { rate, gradient }]), ...this.rates]);
     told.events.forEach((event) => this.take(event));
     return this;
   }
 
   take(event) {
     if (event.kind === "step") {
-      if (event.loss !== null) this.points.set(event.step, event.loss);
+      if (event.loss !== null) {
+        this.points.set(event.step, event.loss);
+        this.rates.set(event.step, { rate: event.learning_rate, gradient: event.gradient_norm });
+      }
       if (this.points.size > MOST_POINTS) this.thin();
       this.latest = event;
     } else if (event.kind === "sample") this.samples.set(event.path, event);
@@ -41,6 +46,7 @@ export class History {
   thin() {
     const all = [...this.points];
     this.points = new Map(all.filter((_, i) => i % 2 === 0 || i === all.length - 1));
+    this.rates = new Map([...this.rates].filter(([step]) => this.points.has(step)));
   }
 }
 

@@ -6,7 +6,7 @@ import { chart } from "./chart.js";
 import { menu } from "./dialogs.js";
 import { badge, button, empty, h, icon, keyed, setReason } from "./dom.js";
 import { exportDialog } from "./exporting.js";
-import { bytes, count, duration, figure } from "./format.js";
+import { bytes, count, duration, figure, small } from "./format.js";
 import { History } from "./history.js";
 import { evaluateRun, forkRun } from "./judging.js";
 import { filmstrip } from "./samples.js";
@@ -22,7 +22,7 @@ let history = null;
 const act = (verb, said) => () => api.post(`/jobs/${api.id(open)}/${verb}`).then(() => said && toast(said, { tone: "good", seconds: 4 })).catch(failed("That did not work"));
 
 function figures() {
-  const cells = ["Step", "Left", "Loss", "Per step"].map((label) => h("div", { class: "st-figure" }, h("small", {}, label), h("b", {}, "–")));
+  const cells = ["Step", "Left", "Loss", "Learning rate", "Gradient", "Per step"].map((label) => h("div", { class: "st-figure" }, h("small", {}, label), h("b", {}, "–")));
   const set = (i, text, title = "") => { cells[i].lastChild.textContent = text; cells[i].title = title; };
   return {
     node: h("div", { class: "st-figures" }, cells),
@@ -35,7 +35,10 @@ function figures() {
       cells[1].firstChild.textContent = isActive(record) ? "Left" : "Took";
       set(1, isActive(record) ? duration(record.eta ?? NaN) : duration(spent));
       set(2, figure(mean, 3), "Mean of the last 20 steps");
-      set(3, record.step_seconds ? (record.step_seconds < 1 ? `${Math.round(record.step_seconds * 1000)} ms` : `${figure(record.step_seconds, 3)} s`) : "–");
+      const last = history?.rates.get(points.reduce((most, [step]) => Math.max(most, step), 0));
+      set(3, last?.rate ? small(last.rate) : "–", "Of the last step");
+      set(4, figure(last?.gradient ?? null, 3), "Length of the last step's gradient, before it was clipped");
+      set(5, record.step_seconds ? (record.step_seconds < 1 ? `${Math.round(record.step_seconds * 1000)} ms` : `${figure(record.step_seconds, 3)} s`) : "–");
     },
   };
 }
@@ -175,7 +178,7 @@ export function mount(element) {
     words.dataset.state = record.state;
     numbers.draw(record);
     tools.draw(record);
-    plot.set(history ? [...history.points].sort((a, b) => a[0] - b[0]) : [], record.total, history ? [...history.looks.values()].sort((a, b) => a.step - b.step) : []);
+    plot.set(history ? [...history.points].sort((a, b) => a[0] - b[0]) : [], record.total, history ? [...history.looks.values()].sort((a, b) => a.step - b.step) : [], history?.rates);
     legend.hidden = !history?.looks.size;
     strip.draw(record, history);
     points.draw();

@@ -35,6 +35,7 @@ class Head:
         self._file = layout.workers / "ray.json"
         self._token = layout.workers / "ray.token"
         self.log = layout.workers / "ray.log"
+        self._process: subprocess.Popen[bytes] | None = None
 
     def address(self) -> tuple[str, int] | None:
         """Host and port for clients, if it runs; not before it listens."""
@@ -60,16 +61,18 @@ class Head:
         if os.environ.get("STUDIO_DEVICE", "").strip() and not any(device.name.startswith("cuda") for device in devices()):
             command.append("--num-gpus=0")
         with open(self.log, "ab") as log:
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **AROUND, "PYTHONPATH": path}, start_new_session=True
             )
-        write_whole(self._file, json.dumps({"pid": process.pid, "started": start_of(process.pid), "port": port}).encode())
+        write_whole(self._file, json.dumps({"pid": self._process.pid, "started": start_of(self._process.pid), "port": port}).encode())
 
     def stop(self) -> None:
         """End it, with everything that runs on it."""
         known = self._known()
         if known:
             end(known["pid"], known["started"], seconds=15.0)
+            if self._process is not None:
+                self._process.poll()
         self._file.unlink(missing_ok=True)
 
     def _known(self) -> dict[str, int] | None:
