@@ -44,7 +44,7 @@ function verdict({ name, result }) {
   const between = (row) => (row.interval ? `${figure(row.interval[0], 3)} to ${figure(row.interval[1], 3)}` : "");
   const rows = result.checkpoints.map((row) => h("tr", { class: row.step === result.best_step && "is-best" }, h("td", {}, String(row.step)), h("td", {}, figure(row.loss, 4)), h("td", {}, between(row)), h("td", {}, cell(row))));
   const table = h("table", { class: "st-table" }, h("thead", {}, h("tr", {}, ["Step", "Held-out loss", "95 % interval", "Verdict"].map((text) => h("th", {}, text)))), h("tbody", {}, rows));
-  dialog(`Checkpoints of ${name}`, h("div", {}, table, h("p", { class: "st-dim" }, `Measured by ${result.held_out} pictures with the same noise for every checkpoint.`)), [], { wide: true });
+  dialog(`Checkpoints of ${name}`, h("div", {}, table, h("p", { class: "st-dim", style: { marginTop: "12px" } }, `Measured by ${result.held_out} pictures with the same noise for every checkpoint.`)), [], { wide: true });
 }
 
 // A new run from a checkpoint's weights.
