@@ -74,6 +74,13 @@ class Image(_Event):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class Sheet(_Event):
+    """All pictures of a grid in one file, with labels."""
+
+    kind: Literal["sheet"] = "sheet"
+    path: str
+
+
 class Preview(_Event):
     """What the picture at hand looks like so far, roughly; only the last few are still there."""
 
@@ -146,7 +153,9 @@ class Failed(_Event):
     error: str = Field(default="StudioError", description="class name from studio.errors, for the exit code")
 
 
-Event = Loading | Warned | Started | Step | Sample | Image | Preview | Validation | Checkpoint | Exported | Finished | CancelledEvent | PausedEvent | Failed
+Event = (
+    Loading | Warned | Started | Step | Sample | Image | Sheet | Preview | Validation | Checkpoint | Exported | Finished | CancelledEvent | PausedEvent | Failed
+)
 TERMINAL = ("finished", "failed", "cancelled", "paused")
 
 _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])

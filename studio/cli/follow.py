@@ -95,6 +95,8 @@ class Display:
             self._line(f"sample at step {event.step}: {event.path}")
         elif event.kind == "image":
             self._line(f"{event.path}  seed {event.seed}")
+        elif event.kind == "sheet":
+            self._line(f"{event.path}  the whole grid")
         elif event.kind == "checkpoint":
             self._line(f"checkpoint at step {event.step}, {size(event.bytes)}")
         elif event.kind == "exported":

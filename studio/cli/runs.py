@@ -19,7 +19,7 @@ from studio.config import BaseChoice, GenerateConfig, TrainConfig, build
 from studio.config.recipes import find, fits
 from studio.config.training.showing import repeats_of
 from studio.errors import BaseError, Cancelled, InputError, SettingsError
-from studio.events import Event, Exported, Image, Sample
+from studio.events import Event, Exported, Image, Sample, Sheet
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -208,7 +208,7 @@ def _collector(workspace: "Workspace", job: str, folder: Path) -> Callable[[Even
     """Copies every finished picture to `folder` and reports it under its new path."""
 
     def seen(event: Event) -> Event:
-        if not isinstance(event, Image):
+        if not isinstance(event, Image | Sheet):
             return event
         source = workspace.jobs.file(job, event.path)
         return event.model_copy(update={"path": str(_copy(source, folder))})

@@ -186,14 +186,18 @@ def _picture(sample: Path | None) -> dict[str, str]:
 def generate(work: Work) -> Iterator[Event]:
     """Draw pictures with a stack of adapters; the base stays loaded for the next job."""
     yield Loading(phase="starting")
-    from studio.generation import sampler
+    from studio.generation import grids, sampler
 
     config = build(GenerateConfig, work.manifest.settings)
     base = work.base
     c = work.warm.components(base, config.precision, lambda: sampler.open_base(base, config.precision, work.warm.device))
-    stack = [(work.warm.adapter(Path(work.manifest.paths[f"lora:{row.name}"])), row) for row in config.loras]
+    adapters = {key.removeprefix("lora:"): work.warm.adapter(Path(path)) for key, path in work.manifest.paths.items() if key.startswith("lora:")}
     files = {name: Path(work.manifest.paths[name]) for name in ("init_image", "mask") if name in work.manifest.paths}
     files["wildcards"] = work.layout.wildcards
+    if config.grid:
+        yield from grids.generate(c, adapters, config, work.folder.path, requests=work.requests, files=files)
+        return
+    stack = [(adapters[row.name], row) for row in config.loras]
     names = [row.name for row in config.loras]
     yield from sampler.generate(c, stack, config, work.folder.path, requests=work.requests, names=names, files=files)
 

@@ -13,7 +13,7 @@ from studio.ui.forms import Form, widget
 from studio.workspace import Workspace
 
 RECALLED = {"seed": ("seed",), "prompt": ("prompt", "negative_prompt")}
-IN_SCRIPTS = ("loras", "init_image", "mask")  # chosen in our own parts of the page, not in widgets
+IN_SCRIPTS = ("loras", "init_image", "mask", "grid")  # chosen in our own parts of the page, not in widgets
 FOLDS: dict[str, tuple[str, ...]] = {
     "Larger": tuple(Enlarging.model_fields),
     "Variation": ("variation_seed", "variation_strength"),
@@ -59,7 +59,8 @@ def _form(bases: list[str], samplers: list[str]) -> Form:
         with gr.Column(elem_id=id, elem_classes="st-advanced"):
             if script:
                 slot(script, f"{id}-part")
-            place(*names)
+            if names:
+                place(*names)
 
     place("prompt", "negative_prompt")
     slot("stack.js", "generate-stack")
@@ -69,6 +70,8 @@ def _form(bases: list[str], samplers: list[str]) -> Form:
     slot("generate.js", "generate-seed", mount="mountSeed")
     fold("From a picture", ("strength", "mask_blur"), "source.js")
     for title, names in FOLDS.items():
+        if title == "Advanced":
+            fold("X/Y/Z grid", (), "axes.js")
         fold(title, names)
     return Form(GenerateConfig, widgets)
 

@@ -14,7 +14,7 @@ from studio.config.training.objective import check_objective
 from studio.config.training.optimization import HABITS, check_installed
 from studio.errors import InputError, NotFound, SettingsError
 from studio.families.base import Base
-from studio.generation import prompt, wildcards
+from studio.generation import grids, prompt, wildcards
 from studio.jobs import trackers
 from studio.jobs.folder import Manifest
 from studio.jobs.handlers import base_values
@@ -98,7 +98,6 @@ def generate(config: GenerateConfig, bases: Bases, library: Library, inputs: Inp
     spoken = prompt.parse(config.prompt)
     stack = prompt.merge(config.loras, spoken.loras)
     free = {row.name for row in config.loras}  # only these may be files: a prompt is often pasted from elsewhere
-    found = {row.name: _stacked(row.name, base, library, run, files=row.name in free) for row in stack}
     starts = {name: inputs.use(ref) for name in ("init_image", "mask") if (ref := getattr(config, name))}
     config = config.model_copy(update={name: record.name for name, record in starts.items()})
     settings = resolved_generate(_shaped(config, base, starts.get("init_image")), base)
@@ -106,12 +105,18 @@ def generate(config: GenerateConfig, bases: Bases, library: Library, inputs: Inp
     for side in (settings.width or 0, settings.height or 0):
         if side % multiple:
             raise InputError(f"size {settings.width}x{settings.height}: {base.name} draws multiples of {multiple} pixels; try {side // multiple * multiple}")
-    rows = [row.model_copy(update={"name": found[row.name][0]}) for row in stack]
-    changes = {"seed": _seed(config), "loras": [row.model_dump() for row in rows], "prompt": spoken.text}
-    paths = {f"lora:{name}": str(source.path) for name, source in found.values()} | {name: str(inputs.path(record.name)) for name, record in starts.items()}
+    changes = {"seed": _seed(config), "loras": [row.model_dump() for row in stack], "prompt": spoken.text}
+    settings = build(GenerateConfig, {**settings.model_dump(), **changes})
+    refs = dict.fromkeys(row.name for cell in grids.cells(settings) for row in cell.config.loras)
+    tagged = {row.name for row in stack} - free
+    found = {ref: _stacked(ref, base, library, run, files=ref not in tagged) for ref in dict.fromkeys([*(row.name for row in stack), *refs])}
+    rows = tuple(row.model_copy(update={"name": found[row.name][0]}) for row in stack)
+    settings = settings.model_copy(update={"loras": rows})
+    paths = {f"lora:{name}": str(source.path) for ref, (called, source) in found.items() for name in (ref, called)}
+    paths |= {name: str(inputs.path(record.name)) for name, record in starts.items()}
     uses = [use for _, source in found.values() for use in source.uses]
     name = " ".join(spoken.text.split())[:80] or "picture"
-    return _manifest("generate", name, config, build(GenerateConfig, {**settings.model_dump(), **changes}), base, paths=paths, uses=uses)
+    return _manifest("generate", name, config, settings, base, paths=paths, uses=uses)
 
 
 def _shaped(config: GenerateConfig, base: Base, start: InputRecord | None) -> GenerateConfig:

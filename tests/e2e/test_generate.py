@@ -160,11 +160,11 @@ def test_a_picture_is_drawn_on_inside_a_painted_mask(watched: Watched, studio: S
     page.get_by_role("button", name="Before / after").click()
     expect(page.locator(".st-view-before")).to_be_visible()
     look(page, "compare")
-    page.get_by_role("button", name="Take the picture out").click()
+    page.get_by_role("button", name="Take it out").click()
     expect(page.locator(".st-source")).to_be_hidden()
     page.get_by_role("button", name="Recall all").click()
     expect(page.locator(".st-source-mask")).to_be_visible()
-    page.get_by_role("button", name="Take the picture out").click()
+    page.get_by_role("button", name="Take it out").click()
     assert (watched.errors, watched.foreign) == ([], [])
 
 
@@ -216,4 +216,46 @@ def test_a_preset_is_kept_put_on_and_forgotten(watched: Watched, studio: Studio)
     page.get_by_role("button", name="Forget Quick").click()
     expect(page.locator(".st-preset")).to_have_count(0)
     assert asked(studio, "/presets")["items"] == []
+    assert (watched.errors, watched.foreign) == ([], [])
+
+
+def test_a_grid_is_one_job_and_one_page_whose_cells_are_recalled(watched: Watched, studio: Studio, loras: list[str]) -> None:
+    page = watched.page
+    watched.view("generate")
+    page.locator("#generate-prompt textarea").fill("cat face")
+    add(page, "inkwash")
+    field(page, "steps").fill("2")
+    field(page, "seed").fill("3")
+    unfold(page, "grid")
+    for values, kind in (("cat,donut", "prompt"), ("0..1", "weight")):
+        page.get_by_role("button", name="Add an axis").click()
+        row = page.locator(".st-axis").last
+        row.get_by_label("What changes").select_option(kind)
+        row.get_by_label("Values").fill(values)
+    look(page, "axes")
+    page.get_by_role("button", name="Generate 4 pictures").click()
+    expect(page.locator(".st-drawing")).to_be_visible()
+    expect(page.locator(".st-drawing")).to_be_hidden(timeout=SLOW)
+    job = asked(studio, "/jobs?kind=generate")["items"][0]
+    assert job["result"]["grid"] == "grid.png" and len(asked(studio, f"/images?job={job['id']}")["items"]) == 4
+    page.get_by_role("button", name="Grid", exact=True).click()
+    sheet = page.get_by_role("dialog", name="Grid")
+    expect(sheet.locator(".st-sheet-cell img")).to_have_count(4)
+    expect(sheet.locator(".st-sheet-top")).to_have_text(["cat", "donut"])
+    expect(sheet.locator(".st-sheet-side")).to_have_text(["weight 0", "weight 1"])
+    before = sheet.locator(".st-sheet-cell").first.bounding_box()
+    sheet.locator(".st-sheet-board").focus()
+    page.keyboard.press("+")
+    after = sheet.locator(".st-sheet-cell").first.bounding_box()
+    assert before and after and after["width"] > before["width"]
+    page.wait_for_timeout(300)
+    look(page, "sheet")
+    sheet.get_by_role("button", name="donut · weight 0").click()
+    sheet.get_by_role("button", name="Recall").click()
+    expect(page.locator("#generate-prompt textarea")).to_have_value("zqx ink, donut face")
+    expect(page.get_by_label("Weight of inkwash as a number")).to_have_value("0")
+    for _ in range(2):
+        page.get_by_role("button", name="Remove this axis").first.click()
+    expect(page.locator(".st-axis")).to_have_count(0)
+    page.get_by_role("button", name="Remove inkwash").click()
     assert (watched.errors, watched.foreign) == ([], [])

@@ -1,5 +1,6 @@
 // Generate, foot of the form: the Generate button, and the chips for size and seed.
 
+import { cellsOf, gridAxes } from "./axes.js";
 import { on, say } from "./bus.js";
 import { shown } from "./commands.js";
 import { button, h, setReason } from "./dom.js";
@@ -45,13 +46,13 @@ export function mount(element) {
   const title = `Generate  ·  ${shown("Mod+Enter")}`;
   const go = button("Generate", { kind: "primary large", symbol: "generate", title, act: () => run() });
   const reason = () => base(name)?.problem || (busy ? "Sending …" : "");
-  const draw = () => { setReason(go, reason(), title); why.textContent = busy ? "" : reason(); };
+  const draw = () => { const n = cellsOf(gridAxes()); go.lastChild.textContent = n > 1 ? `Generate ${n} pictures` : "Generate"; setReason(go, reason(), title); why.textContent = busy ? "" : reason(); };
   async function run() {
     if (reason()) return;
     busy = true;
     draw();
     try {
-      say("generating", await call("generate", "start", { loras: stack(), ...source() }));
+      say("generating", await call("generate", "start", { loras: stack(), grid: gridAxes(), ...source() }));
     } catch (error) {
       toast("Not generated", { tone: "bad", detail: error.message });
     }
@@ -62,5 +63,6 @@ export function mount(element) {
   on("run-generate", run);
   on("base-chosen", ({ form, base: chosen }) => { if (form === "generate") { name = chosen; draw(); } });
   on("bases", draw);
+  on("axes", draw);
   draw();
 }

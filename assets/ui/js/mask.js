@@ -60,6 +60,9 @@ export async function paintMask(src, before) {
   const note = () => { past.push(context.getImageData(0, 0, canvas.width, canvas.height)); if (past.length > STEPS) past.shift(); };
   const size = h("input", { type: "range", class: "st-range", min: "1", max: "40", value: "10", "aria-label": "Brush size" });
   const eraser = h("input", { type: "checkbox", class: "st-switch", role: "switch", "aria-label": "Erase" });
+  const share = () => size.style.setProperty("--share", `${((size.value - 1) / 39) * 100}%`);
+  size.addEventListener("input", share);
+  share();
   const width = () => (Number(size.value) / 100) * Math.max(canvas.width, canvas.height);
   const ring = h("i", { class: "st-mask-ring", hidden: true });
   const at = (event) => { const box = canvas.getBoundingClientRect(); return { x: ((event.clientX - box.left) / box.width) * canvas.width, y: ((event.clientY - box.top) / box.height) * canvas.height }; };

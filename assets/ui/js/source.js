@@ -66,7 +66,7 @@ export function mount(element) {
   const words = h("small", { class: "st-dim" });
   const painter = button("Paint mask", { kind: "small", symbol: "edit", title: "Say where the picture is drawn anew", act: paint });
   const unmask = button("No mask", { kind: "small quiet", symbol: "undo", act: () => setSource(image) });
-  const drop = button("Take the picture out", { kind: "icon quiet small", symbol: "close", act: () => setSource("") });
+  const drop = button("Take it out", { kind: "small quiet", symbol: "close", title: "Draw from noise again", act: () => setSource("") });
   const card = h("div", { class: "st-source" }, h("div", { class: "st-source-frame" }, picture, shade), h("div", { class: "st-source-side" }, words, painter, unmask, drop));
   const root = h("section", { class: "st-section", "aria-label": "Picture to start from" }, zone, card);
   element.replaceChildren(root);

@@ -6,9 +6,10 @@ import { button, empty, h, icon, setReason } from "./dom.js";
 import { images, removeSelected, select, selected, step } from "./images.js";
 import { onDrop } from "./intake.js";
 import { lightbox } from "./lightbox.js";
+import { openSheet } from "./sheet.js";
 import { recall, recallFile, recallPicture } from "./recall.js";
 import { current } from "./shell.js";
-import { isActive, state } from "./state.js";
+import { isActive, job, state } from "./state.js";
 import * as api from "./api.js";
 import { failed } from "./toasts.js";
 import { duration } from "./format.js";
@@ -31,7 +32,7 @@ function progress() {
     draw(job) {
       node.hidden = !job;
       if (!job) return;
-      const count = job.settings?.count ?? 1;
+      const count = job.settings?.grid?.length ? job.settings.grid.reduce((n, axis) => n * axis.values.length, 1) : job.settings?.count ?? 1;
       const done = job.step && job.total;
       words.textContent = job.state === "queued" ? "Waits for its turn" : done ? `Step ${job.step} of ${job.total}${count > 1 ? ` · picture ${Math.min(index + 1, count)} of ${count}` : ""}` : job.message || "Loading the base";
       rest.textContent = job.eta ? `${duration(job.eta)} left` : "";
@@ -61,36 +62,38 @@ export function mount(element) {
   const before = h("img", { class: "st-view-before", alt: "Picture it started from", hidden: true });
   const cut = h("input", { type: "range", class: "st-view-cut", min: "0", max: "100", value: "50", "aria-label": "Before and after", hidden: true });
   const compare = button("Before / after", { kind: "small", symbol: "eye", title: "Compare with the picture it started from", act: () => { comparing = !comparing; draw(); } });
+  const sheet = button("Grid", { kind: "small", symbol: "pictures", title: "All pictures of its grid, side by side", act: () => { const found = job(selected()?.job); if (found) openSheet(found); } });
   let comparing = false;
   cut.addEventListener("input", () => frame.style.setProperty("--cut", `${cut.value}%`));
   const none = empty("generate", "Say what to draw", ["Write a prompt on the left, add a LoRA or two, and press Generate.", "Drop a PNG made here or in another web UI to get its settings back."]);
   const trouble = h("div", { class: "st-trouble", role: "alert", hidden: true });
-  const stage = h("section", { class: "st-stage", "aria-label": "Picture" }, none, frame, pending, trouble, h("div", { class: "st-stage-tools" }, compare), bar.node);
+  const stage = h("section", { class: "st-stage", "aria-label": "Picture" }, none, frame, pending, trouble, h("div", { class: "st-stage-tools" }, sheet, compare), bar.node);
   frame.append(before, cut);
   element.replaceChildren(stage);
   onDrop(element.closest(".st-view") ?? stage, (files) => files.length && recallFile(files));
   image.addEventListener("click", () => lightbox(images.items.map((item) => ({ src: item.url, title: `${item.width} × ${item.height} · seed ${item.seed}`, text: item.prompt })), Math.max(0, images.items.findIndex((item) => item.id === images.selected))));
   const draw = () => {
     const item = selected();
-    const job = active().find((one) => one.state === "running") ?? active()[0];
-    bar.draw(job);
-    if (job && job.id !== shownJob) { shownJob = job.id; index = 0; }
-    if (live && live.job !== job?.id) live = null;
-    const waits = Boolean(job) && follow === job.id && (index === 0 || Boolean(live));
+    const running = active().find((one) => one.state === "running") ?? active()[0];
+    bar.draw(running);
+    if (running && running.id !== shownJob) { shownJob = running.id; index = 0; }
+    if (live && live.job !== running?.id) live = null;
+    const waits = Boolean(running) && follow === running.id && (index === 0 || Boolean(live));
     rough.hidden = !live;
     if (live && rough.getAttribute("src") !== live.src) rough.src = live.src;
     pending.hidden = !waits;
-    const size = waits ? [job.settings?.width, job.settings?.height] : item ? [item.width, item.height] : null;
+    const size = waits ? [running.settings?.width, running.settings?.height] : item ? [item.width, item.height] : null;
     if (size?.[0]) for (const node of [frame, pending]) { node.style.setProperty("--w", size[0]); node.style.setProperty("--h", size[1]); }
     frame.hidden = waits || !item;
     const start = !waits && item?.settings?.init_image;
-    compare.parentNode.hidden = !start;
+    compare.hidden = !start;
+    sheet.hidden = waits || !job(item?.job)?.settings?.grid?.length;
     before.hidden = cut.hidden = !start || !comparing;
     compare.setAttribute("aria-pressed", String(comparing));
     if (start && comparing) before.src = `/api/images/inputs/${encodeURIComponent(start)}`;
     none.hidden = waits || Boolean(item) || !images.loaded;
     if (item && image.getAttribute("src") !== item.url) { image.src = item.url; image.alt = item.prompt || "Generated picture"; }
-    const lost = !job && state.jobs.find((one) => one.id === follow && one.state === "failed");
+    const lost = !running && state.jobs.find((one) => one.id === follow && one.state === "failed");
     trouble.hidden = !lost;
     if (lost) trouble.replaceChildren(icon("error", 20), h("span", {}, [lost.message, lost.remedy].filter(Boolean).join(" ")));
   };
@@ -102,15 +105,15 @@ export function mount(element) {
   });
   on("image-selected", draw);
   on("jobs", draw);
-  on("event", ({ job, event }) => {
-    if (event.kind === "preview") { live = { job, src: `/api/jobs/${api.id(job)}/files/${event.path}` }; draw(); }
-    if (event.kind !== "image" || job !== shownJob) return;
+  on("event", ({ job: id, event }) => {
+    if (event.kind === "preview") { live = { job: id, src: `/api/jobs/${api.id(id)}/files/${event.path}` }; draw(); }
+    if (event.kind !== "image" || id !== shownJob) return;
     index = event.index + 1;
     live = null;
     draw();
   });
-  on("generating", (job) => { follow = job.id; draw(); });
-  on("cancel-generate", () => { const job = active().find((one) => one.state === "running") ?? active()[0]; if (job) api.post(`/jobs/${api.id(job.id)}/cancel`).catch(failed("It was not cancelled")); });
+  on("generating", (made) => { follow = made.id; draw(); });
+  on("cancel-generate", () => { const running = active().find((one) => one.state === "running") ?? active()[0]; if (running) api.post(`/jobs/${api.id(running.id)}/cancel`).catch(failed("It was not cancelled")); });
   declare();
   draw();
 }

@@ -7,6 +7,7 @@ from pydantic import model_validator
 from studio.config.bases import BaseChoice
 from studio.config.generating.drawing import Drawing
 from studio.config.generating.enlarging import Enlarging
+from studio.config.generating.grid import Grid
 from studio.config.generating.keeping import Keeping
 from studio.config.generating.running import Running
 from studio.config.generating.starting import Starting
@@ -15,8 +16,8 @@ from studio.config.settings import Settings
 
 
 # pydantic collects fields from the last base to the first, so that the settings stand in the order of GROUPS
-class GenerateConfig(Running, Keeping, Enlarging, Starting, Drawing, Words, BaseChoice):
-    GROUPS: ClassVar[tuple[type[Settings], ...]] = (BaseChoice, Words, Drawing, Starting, Enlarging, Keeping, Running)
+class GenerateConfig(Running, Keeping, Grid, Enlarging, Starting, Drawing, Words, BaseChoice):
+    GROUPS: ClassVar[tuple[type[Settings], ...]] = (BaseChoice, Words, Drawing, Starting, Enlarging, Grid, Keeping, Running)
 
     @model_validator(mode="after")
     def _a_mask_of_something(self) -> Self:
