@@ -11,7 +11,7 @@ from studio.errors import Cancelled, SettingsError
 from studio.events import Finished, Sheet, Started, Step
 from studio.events import Image as Drawn
 from studio.families.base import Components
-from studio.generation import grids
+from studio.generation import denoise, grids
 from studio.generation.sampler import generate
 from tests.generation.conftest import Asked, adapter
 
@@ -91,7 +91,8 @@ def test_every_cell_is_the_picture_it_would_be_alone(c: Components, tmp_path: Pa
         assert corner.tobytes() == cell.tobytes(), "the last cell stands in the last corner"
 
 
-def test_a_cancelled_grid_keeps_its_finished_cells(c: Components, tmp_path: Path) -> None:
+def test_a_cancelled_grid_keeps_its_finished_cells(c: Components, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoise, "LOOK_SECONDS", 1e9)
     with pytest.raises(Cancelled, match="1 of 3 pictures"):
         list(grids.generate(c, {}, config(c, grid=["seed=1,2,3"]), tmp_path, requests=Asked("cancel", 5), files={}))
     assert len(list(tmp_path.glob("cells/*/images/*"))) == 1 and not (tmp_path / "grid.png").exists()
