@@ -77,7 +77,9 @@ LABELS = {
     "live_preview": "Preview every",
 }
 LINES = {"prompt": 4, "negative_prompt": 2, "sample_prompts": 3, "block_ranks": 2, "block_alphas": 2, "block_rates": 2}
-WIDE = frozenset({"base", "prompt", "negative_prompt", "sample_prompts", "start_from", "encoders", "vae"})
+WIDE = frozenset(
+    {"base", "target_pattern", "block_ranks", "block_alphas", "block_rates", "prompt", "negative_prompt", "sample_prompts", "start_from", "encoders", "vae"}
+)
 MOST_SHOWN = 1_000_000  # a greater bound says nothing to people
 ON_OFF = [("As the base wants", ""), ("On", "on"), ("Off", "off")]
 

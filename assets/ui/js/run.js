@@ -22,7 +22,7 @@ let history = null;
 const act = (verb, said) => () => api.post(`/jobs/${api.id(open)}/${verb}`).then(() => said && toast(said, { tone: "good", seconds: 4 })).catch(failed("That did not work"));
 
 function figures() {
-  const cells = ["Step", "Left", "Loss", "Learning rate", "Gradient", "Per step"].map((label) => h("div", { class: "st-figure" }, h("small", {}, label), h("b", {}, "–")));
+  const cells = ["Step", "Left", "Loss", "Rate × scale", "Gradient", "Per step"].map((label) => h("div", { class: "st-figure" }, h("small", {}, label), h("b", {}, "–")));
   const set = (i, text, title = "") => { cells[i].lastChild.textContent = text; cells[i].title = title; };
   return {
     node: h("div", { class: "st-figures" }, cells),
@@ -36,7 +36,8 @@ function figures() {
       set(1, isActive(record) ? duration(record.eta ?? NaN) : duration(spent));
       set(2, figure(mean, 3), "Mean of the last 20 steps");
       const last = history?.rates.get(points.reduce((most, [step]) => Math.max(most, step), 0));
-      set(3, last?.rate ? small(last.rate) : "–", "Of the last step");
+      const scale = history?.facts.scale;
+      set(3, last?.rate ? `${small(last.rate)}${scale ? ` × ${figure(scale, 3)}` : ""}` : "–", "Learning rate of the last step, and what the product of the factors is multiplied by (alpha / rank)");
       set(4, figure(last?.gradient ?? null, 3), "Length of the last step's gradient, before it was clipped");
       set(5, record.step_seconds ? (record.step_seconds < 1 ? `${Math.round(record.step_seconds * 1000)} ms` : `${figure(record.step_seconds, 3)} s`) : "–");
     },
