@@ -14,7 +14,6 @@ export class History {
     this.looks = new Map();
     this.notes = new Map();
     this.facts = {};
-    this.settings = {};
     this.exported = null;
     this.exact = new Map();
   }
@@ -38,7 +37,7 @@ export class History {
     } else if (event.kind === "sample") this.samples.set(event.path, event);
     else if (event.kind === "validation") this.looks.set(event.step, event);
     else if (event.kind === "checkpoint") this.checkpoints.set(event.step, event);
-    else if (event.kind === "started") [this.facts, this.settings] = [event.facts, event.settings];
+    else if (event.kind === "started") this.facts = event.facts;
     else if (event.kind === "exported") this.exported = event;
     const text = note(event);
     if (text) this.notes.set(`${event.time} ${text}`, { time: event.time, text, tone: { warned: "warn", failed: "bad", finished: "good" }[event.kind] || "" });
