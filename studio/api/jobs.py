@@ -70,6 +70,14 @@ def _submit(router: APIRouter, workspace: Workspace) -> None:
     def generate(body: dict[str, Any], idempotency_key: Key = "") -> dict[str, Any]:
         return public(jobs.generate(build(GenerateConfig, body), idempotency_key))
 
+    @router.post("/caption", status_code=201)
+    def caption(body: dict[str, Any], idempotency_key: Key = "") -> dict[str, Any]:
+        return public(jobs.caption(body, idempotency_key))
+
+    @router.post("/{id}/uncaption")
+    def uncaption(id: str) -> dict[str, Any]:
+        return {"restored": jobs.uncaption(id)}
+
     @router.post("/export", status_code=201)
     def export(body: Export) -> dict[str, Any]:
         folder = exports(workspace)

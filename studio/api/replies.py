@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 # Settings that may hold a path; the browser is shown the last part of it.
 PATH_FIELDS = frozenset(
-    {"path", "output", "images", "base", "vae", "encoders", "start_from", "init_image", "mask", "name", "data", "file", "adapter", "source"}
+    {"path", "output", "images", "base", "vae", "encoders", "start_from", "init_image", "mask", "name", "data", "file", "adapter", "source", "model"}
 )
 _PATH = re.compile(r"(?<![\w./:])(?:/|[A-Za-z]:[\\/])(?:[^\s/\\:'\",;()]+[/\\])+(?=[^\s/\\])")
 _INLINE = {

@@ -197,6 +197,14 @@ def _add_images(verbs: "argparse._SubParsersAction[Parser]") -> None:
     add.add_argument("--trigger", default="", help="word that calls what the pictures show")
     remove = _verb(images, "remove", "sets.remove", "remove an image set; its trash keeps it for a while")
     remove.add_argument("name", metavar="SET")
+    caption = _verb(images, "caption", "sets.caption", "let a model write the captions of a set")
+    caption.add_argument("name", metavar="SET", help="an image set of the studio")
+    caption.add_argument("--model", required=True, metavar="M", help="image-to-text model: a folder or a hub id, such as Salesforce/blip-image-captioning-base")
+    caption.add_argument("--prompt", default="", help="words a caption begins with, or what a model that chats is asked")
+    caption.add_argument("--replace", action="store_true", help="write captions anew where there are some; otherwise those are kept")
+    caption.add_argument("--max-tokens", default="75", metavar="N", help="longest caption, in the model's tokens (default 75)")
+    uncaption = _verb(images, "uncaption", "sets.uncaption", "put back the captions that a caption job changed")
+    uncaption.add_argument("id", metavar="JOB")
 
 
 def _add_library(verbs: "argparse._SubParsersAction[Parser]") -> None:

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
+from studio.cli.follow import follow as watch
 from studio.cli.opening import opened
-from studio.cli.output import details, listing, tell
+from studio.cli.output import details, emit, listing, tell
 from studio.errors import InputError
 
 
@@ -44,4 +45,21 @@ def remove(arguments: argparse.Namespace) -> int:
         found = workspace.sets.show(arguments.name)
         workspace.sets.remove(found.id)
         tell(f"removed {found.name}")
+        return 0
+
+
+def caption(arguments: argparse.Namespace) -> int:
+    names = ("model", "prompt", "replace", "max_tokens")
+    asked = {"images": arguments.name, **{name: getattr(arguments, name) for name in names}}
+    with opened(arguments) as workspace:
+        return watch(workspace, workspace.jobs.caption(asked).id, as_json=arguments.json)
+
+
+def uncaption(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        back = workspace.jobs.uncaption(arguments.id)
+        if arguments.json:
+            emit({"restored": back})
+        else:
+            tell(f"{back} captions are as they were before")
         return 0

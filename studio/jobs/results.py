@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import StudioError, Unavailable
-from studio.events import Event, Exported, Image, Sample
+from studio.events import TERMINAL, Event, Exported, Image, Sample
 from studio.jobs.folder import JobFolder, Manifest
-from studio.library import adapters, pictures
+from studio.library import adapters, pictures, sets
 from studio.library.database import Database
 from studio.library.files import refuse_full
 from studio.library.layout import Layout
@@ -29,6 +29,8 @@ def register(db: Database, layout: Layout, folder: JobFolder, segment: int, even
                 pictures.register(db, layout, folder.id, segment, event)
             elif isinstance(event, Exported) and not Path(event.path).is_absolute():
                 _adapter(db, layout, folder, segment, event)
+            elif event.kind in TERMINAL:
+                _captions(db, layout, folder)
         except Unavailable:
             raise  # the next round takes it in
         except (StudioError, OSError) as error:
@@ -37,6 +39,13 @@ def register(db: Database, layout: Layout, folder: JobFolder, segment: int, even
             place = getattr(event, "path", "")
             troubles.append(f"{place} stays in the job's folder; it could not be put into the library: {error}")
     return troubles
+
+
+def _captions(db: Database, layout: Layout, folder: JobFolder) -> None:
+    """Count a set anew whose captions a job has written."""
+    manifest = folder.manifest()
+    if manifest.kind == "caption" and sets.known(db, manifest.paths["set"]):
+        sets.recount(db, layout, manifest.paths["set"])
 
 
 def _adapter(db: Database, layout: Layout, folder: JobFolder, segment: int, event: Exported) -> None:

@@ -23,6 +23,16 @@ class ExportConfig(Settings):
     side_files: bool = Field(default=False, description="Write a preview picture, a card for web UIs and a text for Civitai beside the file")
 
 
+class CaptionConfig(Settings):
+    """Captions for an image set by a model that looks at the pictures."""
+
+    images: str = Field(min_length=1, description="Image set of the studio, by name or id")
+    model: str = Field(min_length=1, max_length=500, description="Image-to-text model: a folder or a hub id; BLIP, BLIP-2, GIT, Florence-2, Qwen-VL and others")
+    prompt: str = Field(default="", max_length=2000, description="Words a caption begins with, or what a model that chats is asked; empty takes the usual one")
+    replace: bool = Field(default=False, description="Write captions anew where there are some; otherwise those are kept")
+    max_tokens: int = Field(default=75, ge=1, le=1024, description="Longest caption, in the model's tokens")
+
+
 class AdapterOutput(Settings):
     """Where the adapter that a tool makes goes, and how it is written."""
 

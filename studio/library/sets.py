@@ -27,6 +27,11 @@ def count(folder: Path) -> dict[str, Any]:
     return {"pictures": len(pictures), "captioned": captioned, "cover": pictures[0] if pictures else ""}
 
 
+def known(db: Database, id: str) -> bool:
+    with db.read() as session:
+        return session.get(SetRow, id) is not None
+
+
 def recount(db: Database, layout: Layout, id: str) -> None:
     """Bring a row up to its folder."""
     with db.write() as session:

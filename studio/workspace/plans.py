@@ -2,6 +2,7 @@
 can be known to fail is refused here, before a job exists.
 """
 
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from studio.jobs import trackers
 from studio.jobs.folder import Manifest
 from studio.jobs.handlers import base_values
 from studio.jobs.sets import beside
-from studio.jobs.spec import EvaluateConfig
+from studio.jobs.spec import CaptionConfig, EvaluateConfig
 from studio.library import adapters
 from studio.library.ids import new_id
 from studio.library.layout import check_writable
@@ -30,6 +31,7 @@ from studio.workspace.records import InputRecord
 from studio.workspace.sets import Sets
 
 SEEDS = 2**32
+_HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,21 @@ def evaluate(config: EvaluateConfig, run: Manifest, sets: Sets) -> Manifest:
         uses += [f"set:{images.id}"] if images.id else []
     values = config.model_dump()
     return Manifest(id=new_id(), kind="evaluate", name=run.name, config=values, settings=values, base=run.base, paths=paths, uses=uses)
+
+
+def caption(config: CaptionConfig, sets: Sets) -> Manifest:
+    """Captions for an image set, checked as far as it can be without loading the model."""
+    images = sets.resolve(config.images)
+    if not images.id:
+        raise InputError(f"{config.images!r} is no set of your own, so captions cannot be written beside its pictures; import it first")
+    model = Path(config.model).expanduser()
+    if model.is_dir() and not (model / "config.json").is_file():
+        raise InputError(f"caption model {model}: there is no config.json in that folder; name a model that transformers can load, or a hub id")
+    if not model.is_dir() and not _HUB_ID.fullmatch(config.model):
+        raise InputError(f"caption model {config.model!r} is neither a folder nor a hub id like OWNER/NAME")
+    values = config.model_dump() | {"model": str(model.absolute()) if model.is_dir() else config.model}
+    paths, name = {"images": str(images.folder), "set": images.id}, sets.show(images.id).name
+    return Manifest(id=new_id(), kind="caption", name=name, config=config.model_dump(), settings=values, paths=paths, uses=[f"set:{images.id}"])
 
 
 def writable(path: Path) -> Path:

@@ -133,6 +133,11 @@ class Sets:
             beside.unlink()
         self._recount(record)
 
+    def count(self, ref: str) -> SetRecord:
+        """Bring the record of a set up to its folder."""
+        self._recount(self._find(ref)[0])
+        return self._find(ref)[0]
+
     def remove_picture(self, ref: str, picture: str) -> str:
         """Delete a picture with its caption; the token restores both."""
         record, folder = self._own(ref)

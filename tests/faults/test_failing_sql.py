@@ -7,7 +7,6 @@ setting rows right at the start, migrating. What was acknowledged is there, what
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,65 +18,22 @@ from safetensors.torch import load_file, save_file
 from studio.errors import StudioError
 from studio.events import Event, Exported, Finished, Image, Loading, Started, Step
 from studio.jobs import worker
-from studio.jobs.devices import Device
 from studio.jobs.exporting import publish
 from studio.jobs.folder import JobFolder
 from studio.jobs.handlers import Work
 from studio.jobs.processes import WorkerFolder
-from studio.jobs.queue import Dispatcher
 from studio.library.database import Database, revision
 from studio.metadata import read_header
-from studio.workspace import Workspace
 from tests.faults import invariants
 from tests.faults.sql import REASONS, Calls, Dialect, Mode, failing_sql
 from tests.faults.test_failing_calls import adapter
 from tests.jobs import node
 from tests.jobs.conftest import draw_pictures
+from tests.jobs.house import House
 
 RAN = node.RAN
 ROUNDS = 5  # of the dispatcher while calls fail
 MODES: tuple[Mode, ...] = ("once", "lasting", "answer lost")
-
-
-@dataclass
-class House:
-    """A studio whose worker is called in this process, so that a whole job costs milliseconds."""
-
-    data: Path
-
-    def open(self) -> None:
-        self.studio = Workspace.open(self.data)
-        self.queue = Dispatcher(self.studio._db, self.studio.layout, lambda: [Device("cpu", "processor")])
-        self.worker = worker.Worker(self.studio.layout, "cpu")
-        self.worker._note()
-
-    def close(self) -> None:
-        self.queue._lock.release()
-        self.studio._db.close()
-
-    def reopen(self) -> None:
-        """As after a restart, whatever is wrong set right."""
-        self.close()
-        self.open()
-        assert self.queue.try_lead()
-
-    def round(self) -> str:
-        """The dispatcher and the worker once each, as their loops call them; why the dispatcher could not, if so."""
-        told = ""
-        try:
-            self.queue.tick()
-        except StudioError as error:
-            told = str(error)
-        for id in WorkerFolder(self.studio.layout.workers, "cpu").waiting():
-            self.worker._take(id)
-        return told
-
-    def until_idle(self) -> None:
-        for _ in range(20):
-            assert self.round() == ""
-            if not self.studio.jobs.queue():
-                return
-        raise AssertionError([row.message for row in self.studio.jobs.queue()])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import { isActive, refresh, state } from "./state.js";
 import { words } from "./status.js";
 import { failed, toast } from "./toasts.js";
 
-const SYMBOLS = { train: "train", generate: "generate", export: "download", merge: "layers", resize: "minus", extract: "layers", bake: "box" };
+const SYMBOLS = { train: "train", generate: "generate", export: "download", caption: "text", merge: "layers", resize: "minus", extract: "layers", bake: "box" };
 const TONES = { running: "accent", paused: "warn", finished: "good", failed: "bad", interrupted: "warn" };
 const ORDER = { running: 0, queued: 1, paused: 2 };
 const LAST = 1e6; // a place behind every job

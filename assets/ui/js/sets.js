@@ -78,6 +78,35 @@ async function edit(set) {
   }
 }
 
+const MODEL = "caption-model";
+
+async function captionBy(set, replace) {
+  const help = "A folder or a hub id of a model that describes pictures: BLIP, BLIP-2, GIT, Florence-2, Qwen-VL. The first use of a hub id downloads it.";
+  const fields = [{ label: "Model", value: remembered(MODEL, ""), placeholder: "Salesforce/blip-image-captioning-base", help }, { label: "Prompt", placeholder: "may stay empty", help: "Words a caption begins with, or what a model that chats is asked." }];
+  const [model, prompt] = await ask(replace ? "Caption all pictures anew" : "Caption pictures that have none", fields, "Caption");
+  try {
+    const job = await api.post("/jobs/caption", { images: set.id, model: model || fields[0].placeholder, prompt, replace });
+    if (model) remember(MODEL, model);
+    captioning.set(job.id, set.id);
+    toast(`${set.name} waits for its captions`, { detail: "The queue shows how far it is." });
+  } catch (error) {
+    failed("The pictures are not captioned")(error);
+  }
+}
+
+const captioning = new Map(); // jobs that this page has asked for -> their sets
+
+on("job", async ({ job }) => {
+  if (job.kind !== "caption" || job.state === "running" || job.state === "queued" || !captioning.has(job.id)) return;
+  const id = captioning.get(job.id);
+  captioning.delete(job.id);
+  await refresh("sets");
+  if (shown?.id === id) await select(id, true);
+  const undo = () => api.post(`/jobs/${api.id(job.id)}/uncaption`).then(() => refresh("sets")).then(() => select(id, true)).catch(failed("The captions were not put back"));
+  const done = job.state === "finished";
+  toast(done ? `${count(job.result.captioned ?? 0, "caption")} written` : `Captioning ${job.name}: ${job.state}`, { detail: [job.message, job.remedy].filter(Boolean).join(" "), tone: done ? "good" : "warn", action: "Undo", act: undo, seconds: 20 });
+});
+
 async function removeSet(set) {
   try {
     const { token } = await api.del(`/sets/${api.id(set.id)}`);
@@ -164,7 +193,7 @@ function detail() {
     node.hidden = !set;
     if (!set) return;
     const captioned = set.pictures.filter((item) => item.caption).length;
-    const more = button("More", { kind: "icon quiet", symbol: "more", act: (_, at) => menu(at, [{ label: "Name and trigger word", symbol: "edit", act: () => edit(set) }, { label: "Remove this set", symbol: "trash", danger: true, act: () => removeSet(set) }]) });
+    const more = button("More", { kind: "icon quiet", symbol: "more", act: (_, at) => menu(at, [{ label: "Caption pictures that have none", symbol: "text", act: () => captionBy(set, false) }, { label: "Caption all pictures anew", symbol: "text", act: () => captionBy(set, true) }, { label: "Name and trigger word", symbol: "edit", act: () => edit(set) }, { label: "Remove this set", symbol: "trash", danger: true, act: () => removeSet(set) }]) });
     head.replaceChildren(h("div", { class: "st-sethead-text" }, h("h3", {}, set.title || set.name), h("p", {}, set.trigger ? [h("span", {}, "trigger "), h("code", {}, set.trigger)] : "no trigger word", h("span", {}, ` · ${captioned} of ${set.pictures.length} captioned`))), set.builtin ? badge("sample") : more);
     keyed(list, set.pictures, (item) => `${set.id}/${item.name}`, pictureRow, (row, item) => {
       const text = row.querySelector("textarea");

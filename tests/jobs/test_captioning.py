@@ -1,0 +1,141 @@
+"""Captions by a model: a tiny BLIP with random weights, whose words mean nothing and are always the same."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
+
+from studio.data.captioning import open_model
+from studio.data.decoding import decode
+from studio.errors import BaseError, InputError, RunError, SettingsError
+from studio.events import Step
+from tests.jobs.conftest import draw_pictures
+from tests.jobs.house import House
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "red", "blue", "circle", "number", "on", "paper"]
+OWN = "what I wrote myself"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blip")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    small = {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    marks = {"bos_token_id": 5, "pad_token_id": 0, "eos_token_id": 3, "sep_token_id": 3}
+    text = {**small, **marks, "vocab_size": len(WORDS), "encoder_hidden_size": 16, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config={**small, "image_size": 32, "patch_size": 16}, projection_dim=16)).save_pretrained(
+        folder
+    )
+    BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), BertTokenizerFast(str(folder / "vocab.txt"), bos_token="[DEC]")).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    found = House(tmp_path / "data")
+    found.open()
+    assert found.queue.try_lead()
+    found.studio.sets.import_folder("Circles", draw_pictures(tmp_path / "circles", 3))
+    for name in ("circle0.png", "circle1.png"):
+        found.studio.sets.set_caption("Circles", name, "")
+    found.studio.sets.set_caption("Circles", "circle2.png", OWN)
+    yield found
+    found.close()
+
+
+def captions(house: House) -> dict[str, str]:
+    return {item.name: item.caption for item in house.studio.sets.show("Circles").items}
+
+
+def run(house: House, model: Path, **more: object) -> str:
+    id = house.studio.jobs.caption({"images": "Circles", "model": str(model), "max_tokens": 6, **more}).id
+    house.until_idle()
+    return id
+
+
+def test_a_model_of_a_folder_says_the_same_of_the_same_picture(model: Path, tmp_path: Path) -> None:
+    picture = decode(draw_pictures(tmp_path / "circles", 1) / "circle0.png")
+    captioner = open_model(str(model), "cpu", offline=True)
+    said = captioner.caption(picture, max_tokens=6)
+    assert said and set(said.split()) <= {word for word in WORDS if word.isalpha()}
+    assert said == captioner.caption(picture, max_tokens=6) == open_model(str(model), "cpu", offline=True).caption(picture, max_tokens=6)
+    assert said.startswith(captioner.caption(picture, max_tokens=1))
+    assert captioner.caption(picture, "a red circle", max_tokens=6).startswith("a red circle")
+    assert len(captioner.caption(picture, "a red circle", max_tokens=1).split()) <= 4
+
+
+def test_only_pictures_without_a_caption_get_one_and_it_can_be_undone(house: House, model: Path) -> None:
+    before = captions(house)
+    id = run(house, model)
+    job = house.studio.jobs.show(id)
+    assert (job.state, job.kind, job.result["captioned"], job.result["kept"]) == ("finished", "caption", 2, 1), job.message
+    after = captions(house)
+    assert after["circle2.png"] == OWN and all(after[name] and not before[name] for name in ("circle0.png", "circle1.png"))
+    assert house.studio.sets.show("Circles").captioned == 3, "the list counts them"
+    steps = [event.step for event in house.studio.jobs.events(id).events if isinstance(event, Step)]
+    assert steps == [1, 2]
+    assert house.studio.jobs.uncaption(id) == 2 and captions(house) == before and house.studio.sets.show("Circles").captioned == 1
+    assert house.studio.jobs.uncaption(id) == 0, "once"
+
+
+def test_replacing_keeps_what_was_there_and_undoing_keeps_what_was_changed_since(house: House, model: Path) -> None:
+    before = captions(house)
+    id = run(house, model, replace=True)
+    after = captions(house)
+    assert OWN not in after.values() and all(after.values())
+    house.studio.sets.set_caption("Circles", "circle0.png", "changed since")
+    assert house.studio.jobs.uncaption(id) == 2
+    assert captions(house) == {**before, "circle0.png": "changed since"}
+
+
+def test_it_is_cancelled_between_two_pictures_and_what_is_written_stays(house: House, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = house.studio.jobs.caption({"images": "Circles", "model": str(model), "replace": True, "max_tokens": 6}).id
+    house.queue.tick()
+    told = house.worker._tell
+
+    def cancelling(folder, writer, event) -> None:
+        told(folder, writer, event)
+        if event.kind == "step":
+            house.studio.jobs.cancel(id)
+
+    monkeypatch.setattr(house.worker, "_tell", cancelling)
+    house.until_idle()
+    assert house.studio.jobs.show(id).state == "cancelled"
+    written = [text for text in captions(house).values() if text and text != OWN]
+    assert len(written) == 1 and house.studio.jobs.uncaption(id) == 1
+
+
+def test_it_can_be_run_again_and_its_set_is_in_use_meanwhile(house: House, model: Path) -> None:
+    first = run(house, model)
+    house.studio.jobs.uncaption(first)
+    again = house.studio.jobs.duplicate(first, {"replace": True}).id
+    with pytest.raises(RunError, match="is used by the queued job"):
+        house.studio.sets.remove("Circles")
+    with pytest.raises(RunError, match="is queued; name a caption job that has ended"):
+        house.studio.jobs.uncaption(again)
+    house.until_idle()
+    assert house.studio.jobs.show(again).result["captioned"] == 3
+
+
+def test_what_cannot_work_is_told_in_one_line(house: House, tmp_path: Path) -> None:
+    def refused(kind: type[Exception], match: str, **asked: object) -> None:
+        with pytest.raises(kind, match=match):
+            house.studio.jobs.caption({"images": "Circles", "model": "owner/name", **asked})
+
+    refused(InputError, "no set of your own", images="blueprint")
+    refused(InputError, "neither a folder nor a hub id", model="../../etc/passwd")
+    refused(InputError, "there is no config.json", model=str(tmp_path))
+    refused(SettingsError, "max_tokens", max_tokens=0)
+    assert house.studio.jobs.list() == []
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(BaseError, match="name an image-to-text model"):
+        open_model(str(tmp_path), "cpu", offline=True)
+    id = house.studio.jobs.caption({"images": "Circles", "model": str(tmp_path)}).id
+    house.until_idle()
+    job = house.studio.jobs.show(id)
+    assert job.state == "failed" and "cannot be used" in job.message and "\n" not in job.message
