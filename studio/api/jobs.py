@@ -72,11 +72,11 @@ def _submit(router: APIRouter, workspace: Workspace) -> None:
 
     @router.post("/caption", status_code=201)
     def caption(body: dict[str, Any], idempotency_key: Key = "") -> dict[str, Any]:
-        return public(jobs.caption(body, idempotency_key))
+        return public(workspace.captions.make(body, idempotency_key))
 
     @router.post("/{id}/uncaption")
     def uncaption(id: str) -> dict[str, Any]:
-        return {"restored": jobs.uncaption(id)}
+        return {"restored": workspace.captions.undo(id)}
 
     @router.post("/export", status_code=201)
     def export(body: Export) -> dict[str, Any]:

@@ -52,12 +52,12 @@ def caption(arguments: argparse.Namespace) -> int:
     names = ("model", "prompt", "replace", "max_tokens")
     asked = {"images": arguments.name, **{name: getattr(arguments, name) for name in names}}
     with opened(arguments) as workspace:
-        return watch(workspace, workspace.jobs.caption(asked).id, as_json=arguments.json)
+        return watch(workspace, workspace.captions.make(asked).id, as_json=arguments.json)
 
 
 def uncaption(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
-        back = workspace.jobs.uncaption(arguments.id)
+        back = workspace.captions.undo(arguments.id)
         if arguments.json:
             emit({"restored": back})
         else:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from studio.config import GenerateConfig, TrainConfig, build
 from studio.errors import InputError, NotFound, RunError, StudioError
 from studio.events import TERMINAL, CancelledEvent, Event, Failed, Validation, Warned
-from studio.jobs import captioning, stretch
+from studio.jobs import stretch
 from studio.jobs.folder import EventWriter, JobFolder, Manifest
 from studio.jobs.progress import ENDED
 from studio.jobs.reconcile import row_of
@@ -187,7 +187,7 @@ class Jobs:
         if manifest.kind == "evaluate":
             return self.evaluate(**asked)
         if manifest.kind == "caption":
-            return self.caption(asked, key)
+            return self.submit(plans.caption(build(CaptionConfig, asked), self._sets), key)
         if manifest.kind in TOOLS and self.tool is not None:
             return self.tool(manifest.kind, asked)
         return self.export(**asked)
@@ -207,21 +207,6 @@ class Jobs:
             raise InputError(f"job {job.name!r} has no checkpoints to evaluate; name a training run that has")
         config = build(EvaluateConfig, {"run": job.id, "images": images})
         return self.submit(plans.evaluate(config, self._folder(job.id).manifest(), self._sets))
-
-    def caption(self, asked: Mapping[str, Any], key: str = "") -> JobRecord:
-        """Let a model caption an image set of the studio; `uncaption` takes it back. asked: settings of CaptionConfig."""
-        return self.submit(plans.caption(build(CaptionConfig, asked), self._sets), key)
-
-    def uncaption(self, ref: str) -> int:
-        """Put back the captions that a caption job changed, but for those that somebody changed since; how many were put back."""
-        job = self.show(ref)
-        if job.kind != "caption" or job.state not in ENDED:
-            raise RunError(f"the {job.kind} job {job.name!r} is {job.state}; name a caption job that has ended")
-        paths = self._folder(job.id).manifest().paths
-        self._sets.show(paths["set"])  # it may have been removed
-        back = captioning.undo(self._folder(job.id).path, Path(paths["images"]))
-        self._sets.count(paths["set"])
-        return back
 
     def validations(self, ref: str) -> "list[Validation]":
         """What a job found on held-out pictures, oldest first."""

@@ -17,6 +17,7 @@ from studio.library.layout import Layout, data_root
 from studio.library.models import JobRow
 from studio.library.repair import set_aside
 from studio.workspace.bases import Bases
+from studio.workspace.captions import Captions
 from studio.workspace.gallery import Gallery
 from studio.workspace.hub import Hub
 from studio.workspace.inputs import Inputs
@@ -53,6 +54,7 @@ class Workspace:
         self.sweeps = Sweeps(layout, self.jobs)
         self.tools = Tools(self.bases, self.library, self.jobs.source, self.jobs.submit)
         self.jobs.tool = self.tools.run
+        self.captions = Captions(layout, self.sets, self.jobs)
         self._db = db
         self.repaired = ""  # what had to be mended when the folder was opened, in a sentence
         self._dispatcher = Dispatcher(db, layout, devices)

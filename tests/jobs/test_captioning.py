@@ -53,7 +53,7 @@ def captions(house: House) -> dict[str, str]:
 
 
 def run(house: House, model: Path, **more: object) -> str:
-    id = house.studio.jobs.caption({"images": "Circles", "model": str(model), "max_tokens": 6, **more}).id
+    id = house.studio.captions.make({"images": "Circles", "model": str(model), "max_tokens": 6, **more}).id
     house.until_idle()
     return id
 
@@ -79,8 +79,8 @@ def test_only_pictures_without_a_caption_get_one_and_it_can_be_undone(house: Hou
     assert house.studio.sets.show("Circles").captioned == 3, "the list counts them"
     steps = [event.step for event in house.studio.jobs.events(id).events if isinstance(event, Step)]
     assert steps == [1, 2]
-    assert house.studio.jobs.uncaption(id) == 2 and captions(house) == before and house.studio.sets.show("Circles").captioned == 1
-    assert house.studio.jobs.uncaption(id) == 0, "once"
+    assert house.studio.captions.undo(id) == 2 and captions(house) == before and house.studio.sets.show("Circles").captioned == 1
+    assert house.studio.captions.undo(id) == 0, "once"
 
 
 def test_replacing_keeps_what_was_there_and_undoing_keeps_what_was_changed_since(house: House, model: Path) -> None:
@@ -89,12 +89,12 @@ def test_replacing_keeps_what_was_there_and_undoing_keeps_what_was_changed_since
     after = captions(house)
     assert OWN not in after.values() and all(after.values())
     house.studio.sets.set_caption("Circles", "circle0.png", "changed since")
-    assert house.studio.jobs.uncaption(id) == 2
+    assert house.studio.captions.undo(id) == 2
     assert captions(house) == {**before, "circle0.png": "changed since"}
 
 
 def test_it_is_cancelled_between_two_pictures_and_what_is_written_stays(house: House, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    id = house.studio.jobs.caption({"images": "Circles", "model": str(model), "replace": True, "max_tokens": 6}).id
+    id = house.studio.captions.make({"images": "Circles", "model": str(model), "replace": True, "max_tokens": 6}).id
     house.queue.tick()
     told = house.worker._tell
 
@@ -107,17 +107,17 @@ def test_it_is_cancelled_between_two_pictures_and_what_is_written_stays(house: H
     house.until_idle()
     assert house.studio.jobs.show(id).state == "cancelled"
     written = [text for text in captions(house).values() if text and text != OWN]
-    assert len(written) == 1 and house.studio.jobs.uncaption(id) == 1
+    assert len(written) == 1 and house.studio.captions.undo(id) == 1
 
 
 def test_it_can_be_run_again_and_its_set_is_in_use_meanwhile(house: House, model: Path) -> None:
     first = run(house, model)
-    house.studio.jobs.uncaption(first)
+    house.studio.captions.undo(first)
     again = house.studio.jobs.duplicate(first, {"replace": True}).id
     with pytest.raises(RunError, match="is used by the queued job"):
         house.studio.sets.remove("Circles")
     with pytest.raises(RunError, match="is queued; name a caption job that has ended"):
-        house.studio.jobs.uncaption(again)
+        house.studio.captions.undo(again)
     house.until_idle()
     assert house.studio.jobs.show(again).result["captioned"] == 3
 
@@ -125,7 +125,7 @@ def test_it_can_be_run_again_and_its_set_is_in_use_meanwhile(house: House, model
 def test_what_cannot_work_is_told_in_one_line(house: House, tmp_path: Path) -> None:
     def refused(kind: type[Exception], match: str, **asked: object) -> None:
         with pytest.raises(kind, match=match):
-            house.studio.jobs.caption({"images": "Circles", "model": "owner/name", **asked})
+            house.studio.captions.make({"images": "Circles", "model": "owner/name", **asked})
 
     refused(InputError, "no set of your own", images="blueprint")
     refused(InputError, "neither a folder nor a hub id", model="../../etc/passwd")
@@ -135,7 +135,7 @@ def test_what_cannot_work_is_told_in_one_line(house: House, tmp_path: Path) -> N
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(BaseError, match="name an image-to-text model"):
         open_model(str(tmp_path), "cpu", offline=True)
-    id = house.studio.jobs.caption({"images": "Circles", "model": str(tmp_path)}).id
+    id = house.studio.captions.make({"images": "Circles", "model": str(tmp_path)}).id
     house.until_idle()
     job = house.studio.jobs.show(id)
     assert job.state == "failed" and "cannot be used" in job.message and "\n" not in job.message
