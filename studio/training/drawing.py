@@ -32,7 +32,7 @@ def drawn(store: Cache, draws: Sequence[Draw], wants: Sequence[Want], config: Tr
         there(torch.tensor([draw.level for draw in draws], dtype=torch.float32)),
         there(torch.tensor([draw.key for draw in draws])) if config.dropout else None,
         there(torch.stack([extra for draw in draws if (extra := extra_noise(draw, shape, config)) is not None])) if config.input_perturbation else None,
-        there(weight) if any(want.weight != 1.0 for want in wants) else None,
+        there(weight) if config.prior_weight != 1.0 else None,  # the same in every batch, so that a recorded step fits them all
         there(prior) if any(want.prior for want in wants) else None,
         store.batch(rivals).latents if rivals else None,
         tuple(want.caption for want in wants) if config.text_encoder_learning_rate else (),
