@@ -51,11 +51,14 @@ def listed(names: str) -> list[str]:
     return [name for name in names.split(",") if name]
 
 
-def wanted(kind: str, settings: Mapping[str, Any], present: Sequence[str]) -> int:
-    """How many devices a job has to itself: a training one for every process, but processors are shared where there are too few."""
+def wanted(kind: str, settings: Mapping[str, Any], present: Sequence[str], together: int) -> int:
+    """How many devices a job has to itself: a training one for every process, but processors are shared where there are too few.
+
+    together: how many of those present one job can have.
+    """
     processes = int(settings.get("processes") or 1) if kind == "train" else 1
     cards = bool(present) and "cuda" in present[0]
-    return processes if cards else min(processes, max(1, len(present)))
+    return processes if cards else min(processes, max(1, together))
 
 
 @functools.cache

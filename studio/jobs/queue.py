@@ -137,13 +137,14 @@ class Dispatcher:
             queued = list(session.scalars(select(JobRow).where(JobRow.state == "queued").order_by(*order).limit(16)))
             busy = set(listed(",".join(session.scalars(select(JobRow.device).where(JobRow.state == "running", JobRow.node == self.node)))))
         present = [device.name for device in self.backend.devices()]
+        together = self.backend.together()
         free = [name for name in present if name not in busy]
         self._short = {row.id: self._short[row.id] for row in queued if row.id in self._short}
         for row in queued:
             if not free:
                 return
-            n = wanted(row.kind, row.settings, present)
-            if n > self.backend.together():
+            n = wanted(row.kind, row.settings, present, together)
+            if n > together:
                 self._too_many(row, n)
             elif n <= len(free):
                 devices = [self._best(free, row)] if n == 1 else free[:n]

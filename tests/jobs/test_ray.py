@@ -18,7 +18,7 @@ from studio.events import Event, Exported, Failed, Loading, Step, Warned
 from studio.jobs import backends, stretch
 from studio.jobs.backends.cluster import Cluster
 from studio.jobs.backends.head import Head
-from studio.jobs.devices import devices
+from studio.jobs.devices import devices, wanted
 from studio.jobs.folder import Claim, EventWriter, JobFolder
 from studio.jobs.processes import alive, own_start
 from studio.library.layout import Layout
@@ -205,3 +205,15 @@ def test_retries_are_bounded_and_never_repeat_what_was_delivered(tmp_path: Path,
         writer.append(Failed(message="the worker was told to end", error="Interrupted"))
         writer.close()
         assert not stretch.again(studio._db, export, "the worker ended", 3)
+
+
+def test_a_job_has_as_many_gpus_as_processes_but_of_one_machine_and_processors_are_shared(tmp_path: Path) -> None:
+    cluster = Cluster(Layout(tmp_path).create(), ("127.0.0.1", 1))
+    cluster._gpus, cluster._cpus = [2, 4], [16, 16, 16]
+    names = [device.name for device in cluster.devices()]
+    assert names == [f"ray-cuda:{i}" for i in range(6)] and cluster.together() == 4
+    assert wanted("train", {"processes": 3}, names, 4) == 3 and wanted("train", {"processes": 5}, names, 4) == 5, "which is then too many"
+    assert wanted("generate", {"processes": 3}, names, 4) == 1
+    cluster._gpus = []
+    assert [device.name for device in cluster.devices()] == ["ray-cpu:0", "ray-cpu:1", "ray-cpu:2"]
+    assert wanted("train", {"processes": 3}, ["ray-cpu:0", "ray-cpu:1"], cluster.together()) == 1

@@ -67,7 +67,7 @@ class Cluster:
         return [Device(f"{FAR}cpu:{i}", "processor on Ray") for i in range(len(self._cpus))]
 
     def together(self) -> int:
-        return max(self._gpus, default=0) or len(self._cpus)
+        return max(self._gpus, default=1)  # of one machine; without GPUs its processors are one device
 
     def shown(self) -> str:
         name = "a Ray cluster of this machine" if isinstance(self._where, Head) else f"Ray at {self._where[0]}:{self._where[1]}"
