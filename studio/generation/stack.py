@@ -21,7 +21,7 @@ from studio.generation.sharing import Mode, Shared
 from studio.generation.side import fits
 from studio.generation.strengths import Strength
 from studio.lora.adapter import Adapter, Layer, delta, digest, moved
-from studio.lora.attach import module_map, parameter_map
+from studio.lora.attach import module_map
 from studio.lora.formats import LoadReport, report
 from studio.lora.products import low_rank, whole
 
@@ -66,13 +66,13 @@ class Stack:
 
     def __init__(self, c: Components):
         self._c = c
-        self._weights: dict[str, Parameter] = parameter_map(c)
         self._modules: dict[str, Any] = dict(module_map(c))
-        self._quantised = {path for path, module in self._modules.items() if _is_quantised(module.weight)}
+        self._weights = _parameters(self._modules)
+        self._quantised = {path for path in self._modules if _is_quantised(self._weights.get(path))}
         self._baked = Baked(self._weights)
         self._live = Live(self._modules, self._place)
         self._spoken = Live(self._modules, self._place)  # on quantised text encoders
-        self._shapes = {path: self._shape(path) for path in self._weights}
+        self._shapes = {path: self._shape(path) for path in {**self._modules, **self._weights}}
         self._rows: list[tuple[LoraWeight, ...]] = []  # image by image; called by the adapters' keys
         self._shared = Shared({}, {}, "")
         self._placed: dict[str, dict[str, Layer]] = {}  # adapter's key -> its matching layers, on the base's device
@@ -228,8 +228,9 @@ class Stack:
         return dequantize_module_weight(self._modules[path]).float()
 
     def _place(self, path: str) -> "tuple[torch.device, torch.dtype]":
-        weight = self._weights[path]
-        return weight.device, self._c.dtype if self.is_quantised(path) else weight.dtype
+        if self.is_quantised(path):
+            return self._c.device, self._c.dtype
+        return self._weights[path].device, self._weights[path].dtype
 
     def _shape(self, path: str) -> tuple[int, ...]:
         """Shape of the layer's weight as the base has it, however it is stored."""
@@ -256,8 +257,19 @@ def _names(rows: Rows) -> list[str]:
     return [adapter.metadata.get("ss_output_name") or f"number {i + 1}" for i, (adapter, _) in enumerate(rows)]
 
 
-def _is_quantised(weight: "Tensor") -> bool:
-    """Whether no sum can be written over the weight: packed bits, or a tensor class of its own."""
+def _parameters(modules: Mapping[str, Any]) -> "dict[str, Parameter]":
+    """Weights by the paths of their modules, and biases behind them; without weights that a module makes anew each time it is asked."""
+    found = {}
+    for path, module in modules.items():
+        for name, place in (("weight", path), ("bias", f"{path}.bias")):
+            parameter = module._parameters.get(name)
+            if parameter is not None:
+                found[place] = parameter
+    return found
+
+
+def _is_quantised(weight: "Tensor | None") -> bool:
+    """Whether no sum can be written over the weight: there is none, or packed bits, or a tensor class of its own."""
     import torch
 
-    return not weight.is_floating_point() or weight.itemsize < 2 or type(weight.data) is not torch.Tensor
+    return weight is None or not weight.is_floating_point() or weight.itemsize < 2 or type(weight.data) is not torch.Tensor

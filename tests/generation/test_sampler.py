@@ -244,3 +244,28 @@ def test_a_batch_that_does_not_fit_is_halved(c: Components, tmp_path: Path, monk
     monkeypatch.setattr(together, "denoise", tight)
     events = draw(c, tmp_path / "batch", count=3, steps=1, batch=4)
     assert sizes == [3, 2] and pixels(tmp_path / "batch", events) == pixels(tmp_path / "alone", draw(c, tmp_path / "alone", count=3, steps=1))
+
+
+def held() -> int:
+    """Bytes of all tensors that anything still holds."""
+    import gc
+
+    gc.collect()
+    tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+@pytest.mark.parametrize("n", [12, pytest.param(500, marks=pytest.mark.long)])
+def test_memory_stays_flat_over_many_pictures_and_stacks(c: Components, tmp_path: Path, n: int) -> None:
+    pool = [adapter(c, seed) for seed in range(3)]
+
+    def some(first: int, count: int) -> None:
+        for i in range(first, first + count):
+            rows = [(pool[i % 3], 0.1 + i % 7 / 10), (pool[(i + 1) % 3], -0.2)][: i % 3]
+            draw(c, tmp_path, rows, steps=1, width=64, height=64, seed=i, stack_mode=("baked", "live")[i % 2], prompt=f"cat {i % 4}")
+
+    some(0, 12)
+    before = held()
+    some(12, n)
+    some(0, 12)
+    assert held() <= before * 1.001
