@@ -15,7 +15,7 @@ from studio.errors import Cancelled, RunError, SettingsError
 from studio.events import Event, Finished, Image, Loading, Preview, Sample, Started, Step, Warned
 from studio.families.base import Base, Components
 from studio.families.devices import resolve_dtype
-from studio.generation import conditioning, infotext, modes, pictures, prompt, schedulers, together, wildcards
+from studio.generation import conditioning, decoding, infotext, modes, pictures, prompt, schedulers, together, wildcards
 from studio.generation import files as picture_files
 from studio.generation.denoise import Done, Guide, interruptible
 from studio.generation.previews import Previews
@@ -87,9 +87,14 @@ def generate(
     picture_files.check(config, used, plan.model)
     total = plan.steps * config.count
     made: list[str] = []
+    tiled = decoding.fit(c, [one.size for one in modes.passes(c, config).all])
     previews = Previews(c, folder, config.live_preview)
     with running(c, lambda: applied.layout, config.speed) as runner:
-        yield Started(total=total, settings=config.model_dump(mode="json"), facts={**_facts(c), **_stack_facts(report), **runner.facts})
+        yield Started(
+            total=total,
+            settings=config.model_dump(mode="json"),
+            facts={**_facts(c), **_stack_facts(report), **runner.facts, **({"vae": tiled} if tiled else {})},
+        )
         for group in together.groups(config):
             if made and "finish" in requests.pending():
                 break
