@@ -25,6 +25,12 @@ def fit(c: Components, sizes: Iterable[tuple[int, int]]) -> str:
     return f"decoded in tiles of {side} pixels: whole it needs {largest * bytes_each / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
 
 
+def facts(c: Components, sizes: Iterable[tuple[int, int]]) -> dict[str, str]:
+    """`fit`, and what is told of it with a job."""
+    words = fit(c, sizes)
+    return {"vae": words} if words else {}
+
+
 def _free(c: Components) -> float:
     """Bytes that the device can still give, those that the allocator holds unused included."""
     import torch

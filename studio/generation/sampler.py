@@ -87,14 +87,10 @@ def generate(
     picture_files.check(config, used, plan.model)
     total = plan.steps * config.count
     made: list[str] = []
-    tiled = decoding.fit(c, [one.size for one in modes.passes(c, config).all])
+    tiled = decoding.facts(c, [one.size for one in modes.passes(c, config).all])
     previews = Previews(c, folder, config.live_preview)
     with running(c, lambda: applied.layout, config.speed) as runner:
-        yield Started(
-            total=total,
-            settings=config.model_dump(mode="json"),
-            facts={**_facts(c), **_stack_facts(report), **runner.facts, **({"vae": tiled} if tiled else {})},
-        )
+        yield Started(total=total, settings=config.model_dump(mode="json"), facts={**_facts(c), **_stack_facts(report), **tiled, **runner.facts})
         for group in together.groups(config):
             if made and "finish" in requests.pending():
                 break
