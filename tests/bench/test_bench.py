@@ -64,6 +64,7 @@ def test_a_table_without_rows_is_refused():
     assert Case("train", "sdxl", 64, 2, "fp32", "eager") in list(Spec.of(SPEC).cases())
 
 
+@pytest.mark.long
 def test_drawing_is_measured_side_by_side_with_a_plain_pipeline(tmp_path):
     rows = bench(SPEC | {"families": ["sdxl"], "tasks": ["generate"], "modes": ["eager"]}, tmp_path)
     found = {(row["who"], row["what"]): row for row in rows}
