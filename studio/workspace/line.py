@@ -7,6 +7,7 @@ from sqlalchemy import case, func, select, update
 from sqlalchemy.orm import Session
 
 from studio.errors import RunError
+from studio.jobs.progress import NOT_RESPONDING
 from studio.library.models import JobRow
 from studio.workspace.records import JobLine
 
@@ -33,7 +34,7 @@ def end(session: Session, moment: float) -> float:
 
 def eta(row: Any) -> float | None:
     """Seconds left, while a job runs and its steps are known. `row`: a JobRow, or its columns."""
-    known = row.state == "running" and row.step_seconds > 0 and row.total > 0
+    known = row.state == "running" and row.step_seconds > 0 and row.total > 0 and row.message != NOT_RESPONDING
     return max(0.0, (row.total - row.step) * row.step_seconds) if known else None
 
 

@@ -83,7 +83,7 @@ const MODEL = "caption-model";
 async function captionBy(set, replace) {
   const help = "A folder or a hub id of a model that describes pictures: BLIP, BLIP-2, GIT, Florence-2, Qwen-VL. The first use of a hub id downloads it.";
   const fields = [{ label: "Model", value: remembered(MODEL, ""), placeholder: "Salesforce/blip-image-captioning-base", help }, { label: "Prompt", placeholder: "may stay empty", help: "Words a caption begins with, or what a model that chats is asked." }];
-  const [model, prompt] = await ask(replace ? "Caption all pictures anew" : "Caption pictures that have none", fields, "Caption");
+  const [model, prompt] = await ask(replace ? "Write all captions anew" : "Write missing captions", fields, "Caption");
   try {
     const job = await api.post("/jobs/caption", { images: set.id, model: model || fields[0].placeholder, prompt, replace });
     if (model) remember(MODEL, model);
@@ -193,7 +193,7 @@ function detail() {
     node.hidden = !set;
     if (!set) return;
     const captioned = set.pictures.filter((item) => item.caption).length;
-    const more = button("More", { kind: "icon quiet", symbol: "more", act: (_, at) => menu(at, [{ label: "Caption pictures that have none", symbol: "text", act: () => captionBy(set, false) }, { label: "Caption all pictures anew", symbol: "text", act: () => captionBy(set, true) }, { label: "Name and trigger word", symbol: "edit", act: () => edit(set) }, { label: "Remove this set", symbol: "trash", danger: true, act: () => removeSet(set) }]) });
+    const more = button("More", { kind: "icon quiet", symbol: "more", act: (_, at) => menu(at, [{ label: "Write missing captions", symbol: "text", act: () => captionBy(set, false) }, { label: "Write all captions anew", symbol: "text", act: () => captionBy(set, true) }, { label: "Name and trigger word", symbol: "edit", act: () => edit(set) }, { label: "Remove this set", symbol: "trash", danger: true, act: () => removeSet(set) }]) });
     head.replaceChildren(h("div", { class: "st-sethead-text" }, h("h3", {}, set.title || set.name), h("p", {}, set.trigger ? [h("span", {}, "trigger "), h("code", {}, set.trigger)] : "no trigger word", h("span", {}, ` · ${captioned} of ${set.pictures.length} captioned`))), set.builtin ? badge("sample") : more);
     keyed(list, set.pictures, (item) => `${set.id}/${item.name}`, pictureRow, (row, item) => {
       const text = row.querySelector("textarea");

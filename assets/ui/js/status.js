@@ -6,7 +6,7 @@ import { bytes, count, duration } from "./format.js";
 import { show } from "./shell.js";
 import { state } from "./state.js";
 
-export const remaining = (job) => (job.total && job.step_seconds ? (job.total - job.step) * job.step_seconds : NaN);
+export const remaining = (job) => (job.total && job.step_seconds && job.message !== "not responding" ? (job.total - job.step) * job.step_seconds : NaN);
 
 export function words(job) {
   if (job.state === "queued") return "waiting";
