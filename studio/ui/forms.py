@@ -102,7 +102,7 @@ class Form:
 
     def show(self, settings: Mapping[str, Any]) -> dict[Any, Any]:
         """Updates that put these settings into their widgets; settings without a widget are passed over."""
-        return {widget: gr.update(value=_shown(settings[name])) for name, widget in self.widgets.items() if name in settings}
+        return {widget: gr.update(value=_held(widget, settings[name])) for name, widget in self.widgets.items() if name in settings}
 
     def placeholders(self, defaults: Mapping[str, Any]) -> dict[Any, Any]:
         """Updates that show what an empty widget stands for."""
@@ -169,6 +169,11 @@ def _read(field: FieldInfo, value: Any) -> Any:
     if bare is bool and isinstance(value, str):
         return value == "on"
     return value
+
+
+def _held(widget: Widget, value: Any) -> Any:
+    """A setting for its widget; a list of choices shows what stands for none of them."""
+    return "" if value is None and isinstance(widget, gr.Dropdown) else _shown(value)
 
 
 def _shown(value: Any) -> Any:

@@ -66,3 +66,11 @@ def test_empty_widgets_show_what_the_base_takes() -> None:
     shown = {name: update["placeholder"] for name, w in made.widgets.items() if (update := made.placeholders({"steps": 20, "guidance": 4.0}).get(w))}
     assert (shown["steps"], shown["guidance"], shown["sampler"]) == ("20", "4", "auto")
     assert "prompt" not in shown
+
+
+def test_a_choice_that_is_left_open_says_so_and_stays_open() -> None:
+    made = form(TrainConfig)
+    widget = made.widgets["timestep_sampling"]
+    assert widget.value == "" and widget.choices[0] == ("As it comes", "")
+    assert made.show({"timestep_sampling": None})[widget]["value"] == ""
+    assert "timestep_sampling" not in made.values({one: one.value for one in made.widgets.values()})
