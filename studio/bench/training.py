@@ -90,7 +90,8 @@ def _stepping(case: Case, subject: Subject, attached: Attached, config: TrainCon
         if case.mode == "plain-checkpointed":
             denoiser.enable_gradient_checkpointing()
         plain = reference.loop(subject, goal, rate, config.max_gradient_norm)
-        yield lambda micro, plain=plain: partial(float, plain(micro)), dict
+        with _safe_attention():
+            yield lambda micro, plain=plain: partial(float, plain(micro)), dict
         return
     speed = choose(attached, config, steps=config.steps or 0, shapes=1)
     made = fast.prepare(attached, speed, fp8=config.fp8_products)
@@ -112,6 +113,17 @@ def _stepping(case: Case, subject: Subject, attached: Attached, config: TrainCon
             engine.forget()
         if made:
             made.undo()
+
+
+@contextmanager
+def _safe_attention() -> Iterator[None]:
+    """Without cuDNN's attention: under autocast its backward pass ended in an illegal memory access on Flux (torch 2.11, H200)."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _timed(step: "Step", micros: list[Micro], steps: int, device: torch.device) -> float:

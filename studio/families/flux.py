@@ -48,7 +48,7 @@ FACTS = Facts(
     kohya_module="networks.lora_flux",
     civitai_base="Flux.1 D",
     defaults={
-        "train": {"resolution": 1024, "batch_size": 1, "rank": 16, "learning_rate": 1e-4, "steps": 1500, "gradient_checkpointing": True},
+        "train": {"resolution": 1024, "batch_size": 1, "rank": 16, "learning_rate": 1e-4, "steps": 1500},
         "generate": {"width": 1024, "height": 1024, "steps": 28, "guidance": 3.5},
     },
     reasons={
@@ -58,7 +58,7 @@ FACTS = Facts(
         "learning_rate": "1e-4 with alpha = rank and guidance 1.0 while training",
         "steps": "About 60 to 100 steps a picture for 15 to 25 pictures",
         "flow_shift": "Follows the number of image tokens, as the base was trained: 1.88 at 512 px, 3.16 at 1024 px",
-        "gradient_checkpointing": "Needed below 40 GB at 1024 px; costs about a third more time",
+        "gradient_checkpointing": "Where a recorded step fits without it, it stays off; needed below some 44 GB at 1024 px, for about a third more time",
         "guidance": "The embedding value the base draws well with; it is one forward pass, not two",
         "precision": "bf16 has the range of fp32; T5 overflows in fp16",
     },

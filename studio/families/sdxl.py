@@ -44,7 +44,7 @@ FACTS = Facts(
     unread={"text_encoder": 1},  # the first encoder gives its last state but one, the second also its pooled end
     civitai_base="SDXL 1.0",
     defaults={
-        "train": {"resolution": 1024, "batch_size": 1, "rank": 32, "learning_rate": 1e-4, "steps": 1500, "gradient_checkpointing": True},
+        "train": {"resolution": 1024, "batch_size": 1, "rank": 32, "learning_rate": 1e-4, "steps": 1500},
         "generate": {"width": 1024, "height": 1024, "steps": 28, "guidance": 6.0},
     },
     reasons={
@@ -54,7 +54,7 @@ FACTS = Facts(
         "learning_rate": "1e-4 on the U-Net with alpha = rank and the text encoders frozen",
         "steps": "About 60 to 100 steps a picture for 15 to 25 pictures",
         "min_snr_gamma": "Off; 5 evens out the noise levels and often learns styles faster",
-        "gradient_checkpointing": "Halves the memory at 1024 px for about a third more time",
+        "gradient_checkpointing": "Where a recorded step fits without it, it stays off; it halves the memory at 1024 px for about a third more time",
         "guidance": "5 to 7 follows the prompt without burning colours",
         "precision": "bf16 has the range of fp32; the VAE stays in fp32 because it overflows in fp16",
     },

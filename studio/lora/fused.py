@@ -14,6 +14,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProc
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+RELEASED = 8  # groups after whose joining the memory of their single layers is given back
 # attribute of an attention -> its layers that see the same input; diffusers asks these for the products once they are there
 SHARED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
 
@@ -240,8 +241,10 @@ def fuse(denoiser: nn.Module, name: str) -> Fused:
     for (_, dtype), members in found.items():
         bank = Bank([group for group, _, _ in members], dtype)
         made.banks.append(bank)
-        for (group, owner, place), leaves in zip(members, bank.leaves, strict=True):
+        for number, ((group, owner, place), leaves) in enumerate(zip(members, bank.leaves, strict=True)):
             _install(made, Product(*_joined(group), leaves, group.scale), owner, place)
+            if bank.down.is_cuda and number % RELEASED == 0:
+                torch.cuda.empty_cache()  # what single layers took is too small for joined ones and would pile up
     for module in denoiser.modules():
         if any(isinstance(getattr(module, place, None), Product) for place in SHARED):
             _ask_for_shared(made, module)

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from studio.data.cache import release
 from studio.training import optim
+from studio.training.lean import recompute
 from studio.training.objective import Objective
 from studio.training.step import Micro, Outcome, Stepper
 
+SHARES = (0.5, 1.0)  # of the blocks whose activations are recomputed, one after the other where memory asks for it
 WARM_UP = 2  # passes before recording: libraries choose their kernels and blocks are compiled in them
 
 
@@ -43,13 +46,18 @@ class Recorded:
 
 
 class Engine:
-    """Takes the steps of a Stepper whose adapter is fused. With `record` off it computes the same without graphs, on any device."""
+    """Takes the steps of a Stepper whose adapter is fused. With `record` off it computes the same without graphs, on any device.
 
-    def __init__(self, stepper: Stepper, *, record: bool = True):
+    spares: where memory runs out while a step is recorded, activations are recomputed for a larger share of the blocks, and it is recorded anew.
+    """
+
+    def __init__(self, stepper: Stepper, *, record: bool = True, spares: bool = False):
         self.stepper, self.weights, self.optimizer = stepper, stepper.weights, stepper.optimizer
         stepper.objective = _placed(stepper.objective, stepper.components.device)
         self.max_norm, self.device = stepper.max_norm, stepper.components.device
         self.record, self.trouble = record, ""
+        self.shares = list(SHARES) if spares else []
+        self.notes: list[str] = []
         self.total, self.figures = torch.zeros((), device=self.device), torch.zeros(3, device=self.device)
         self.pictures = torch.ones((), device=self.device)
         self.recorded: dict[Any, Recorded] = {}
@@ -137,11 +145,31 @@ class Engine:
             still = filled(micro, inputs)
             try:
                 graph = self._capture(lambda: self._gathered(still), lambda: self._dropped(still))
+            except torch.OutOfMemoryError as error:
+                if self.shares:
+                    self._spare()
+                    return self._recorded(micro)
+                self._give_up(error)
+                return None
             except RuntimeError as error:
                 self._give_up(error)
                 return None
             self.recorded[key] = Recorded(graph, inputs)
         return self.recorded[key]
+
+    def _spare(self) -> None:
+        """Recompute activations of a larger share of the blocks from here on."""
+        self._drop()
+        share = self.shares.pop(0)
+        torch.cuda.synchronize(self.device)
+        release(self.device)
+        recompute(self.stepper.components.denoiser, share)
+        self.notes.append(f"memory ran out while the step was recorded: activations of {share:.0%} of the blocks are recomputed, which changes no result")
+
+    def told(self) -> list[str]:
+        """What there is to say since the last time."""
+        found, self.notes = self.notes, []
+        return found
 
     def _dropped(self, micro: Micro) -> None:
         """A pass that leaves nothing behind."""
@@ -185,6 +213,7 @@ class Engine:
         self.record, self.trouble = False, " ".join(str(error).split())[:200]
         if isinstance(error, torch.OutOfMemoryError):
             self.trouble = "memory ran out while the step was recorded"
+        self.notes.append(f"the step cannot be recorded and runs one operation after another: {self.trouble}")
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
 

@@ -88,11 +88,12 @@ class Run:
             attach.restore(self.attached, checkpoint.adapter(resumed))
         elif config.start_from:
             attach.load(self.attached, _read_lora(Path(config.start_from), c))
-        if config.gradient_checkpointing or (config.gradient_checkpointing is None and n_parameters >= FULL_SIZE):
-            recompute(c.denoiser, 1.0)
         for part in (c.facts.denoiser, *self.attached.encoders):
             c.parts[part].train()
         self.speed = choose(self.attached, config, steps=self.plan.steps, shapes=len({one.crop.bucket for one in self.plan.shown}))
+        spares = config.gradient_checkpointing is None and self.speed.mode != "eager"  # a recorded step finds out what it needs
+        if config.gradient_checkpointing or (config.gradient_checkpointing is None and not spares and n_parameters >= FULL_SIZE):
+            recompute(c.denoiser, 1.0)
         self.fast = prepare(self.attached, self.speed, fp8=config.fp8_products)
         goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config)  # type: ignore[arg-type]
         self.stepper = stepper = Stepper(self.attached, self.family, goal, config, self.fast.fused if self.fast else None)
@@ -107,7 +108,7 @@ class Run:
             self.carried["validation"] = self.watch = Watch()
         if resumed:
             self._restore(resumed)
-        self.engine = Engine(stepper) if self.fast else None
+        self.engine = Engine(stepper, spares=spares) if self.fast else None
 
     @property
     def reduced(self) -> bool:
@@ -151,6 +152,8 @@ class Run:
             if still:
                 self.notes.append(f"{still} of {len(self.attached.places)} layers got a gradient of zero in the first step and did not move")
             self.checked = True
+        if self.engine:
+            self.notes += self.engine.told()
         rate = optim.learning_rate(self.step + 1, self.plan.steps, config)
         late = self.engine.update(rate) if self.engine else Known(self.stepper.update(loss, rate))
         if self.average and late.outcome().applied:

@@ -8,7 +8,8 @@ from studio.bench import subjects
 from studio.config import TrainConfig
 from studio.errors import SettingsError
 from studio.lora import attach, fused, scaled
-from studio.training import fast, objective
+from studio.training import lean as fast
+from studio.training import objective
 from studio.training.fast import prepare
 from studio.training.graph import Engine, filled, tensors
 from studio.training.speed import Speed, choose
@@ -143,6 +144,28 @@ def test_a_lean_base_computes_the_same_and_is_given_back():
         assert (p.grad - expected).norm() <= 2e-3 * expected.norm()
     made.undo()
     assert not any("forward" in module.__dict__ for module in c.denoiser.modules())
+
+
+def test_recomputing_a_share_of_the_blocks_changes_no_result():
+    bench = Bench("demo-flux", "engine")
+    c, micro = bench.subject.components, bench.subject.micro(64, 1, 0)
+    passes: list[int] = []
+    found = []
+    for share in (0.0, 0.5, 1.0):
+        fast.recompute(c.denoiser, share)
+        counted = [block.register_forward_pre_hook(lambda *_: passes.append(1)) for block in c.denoiser.single_transformer_blocks]
+        passes.clear()
+        loss = bench.stepper._losses(micro).sum()
+        loss.backward()
+        bench.made.fused.gather()
+        found.append([loss.detach(), *(grad.clone() for grad in bench.made.fused.gradients()), len(passes)])
+        bench.made.fused.clear()
+        for hook in counted:
+            hook.remove()
+    n = len(c.denoiser.single_transformer_blocks)
+    assert found[0][-1] == n and n < found[1][-1] < 2 * n and found[2][-1] == 2 * n
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0][:-1], other[:-1], strict=True))
 
 
 def test_the_way_is_chosen_with_a_reason():
