@@ -6,12 +6,12 @@ from studio.ui import generate, train
 from studio.ui.forms import Form, widget
 
 # Chosen elsewhere on the page, or for the command line alone.
-ELSEWHERE = {TrainConfig: {"images", "output"}, GenerateConfig: {"loras"}}
+ELSEWHERE = {TrainConfig: {"images", "output"}, GenerateConfig: {"loras", "init_image", "mask", "grid"}}
 
 
 def form(kind: type[Settings]) -> Form:
     with gr.Blocks():
-        return (train if kind is TrainConfig else generate)._form(["demo-sdxl"])
+        return train._form(["demo-sdxl"]) if kind is TrainConfig else generate._form(["demo-sdxl"], ["Euler"])
 
 
 @pytest.mark.parametrize("kind", [TrainConfig, GenerateConfig])
@@ -64,7 +64,7 @@ def test_help_names_the_range(kind: type[Settings], name: str, ends: str) -> Non
 def test_empty_widgets_show_what_the_base_takes() -> None:
     made = form(GenerateConfig)
     shown = {name: update["placeholder"] for name, w in made.widgets.items() if (update := made.placeholders({"steps": 20, "guidance": 4.0}).get(w))}
-    assert (shown["steps"], shown["guidance"], shown["sampler"]) == ("20", "4", "auto")
+    assert (shown["steps"], shown["guidance"], shown["width"]) == ("20", "4", "auto")
     assert "prompt" not in shown
 
 
