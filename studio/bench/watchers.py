@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--phase", type=float, default=6.0, help="seconds of a phase")
     parser.add_argument("--resolution", type=int, default=128)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # told to end, it still ends the studio and the run that it started
     print(json.dumps({"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}))
     with tempfile.TemporaryDirectory() as folder, studio(Path(folder)) as (address, server):
         settings = {"images": "blueprint", "base": "demo-sdxl", "name": "watched", "steps": 1_000_000, "save_every": 0, "resolution": options.resolution}
