@@ -102,3 +102,18 @@ def test_resuming_stays_within_a_stated_tolerance_without_them(gpu, tmp_path, ba
     (steps, looks), (steps_again, looks_again), _ = resumed(gpu, tmp_path, base, "fp32")
     assert [step[1] for step in steps_again] == pytest.approx([step[1] for step in steps], rel=1e-5)
     assert [look[1] for look in looks_again] == pytest.approx([look[1] for look in looks], rel=1e-5)
+
+
+@pytest.mark.parametrize("speed", ["graph", "compile"])
+@pytest.mark.parametrize("base", BASES)
+def test_recorded_steps_follow_eager_ones_over_shapes_accumulation_and_a_resume(gpu, tmp_path, of_kind, base, speed):
+    values = {"precision": "bf16", "steps": 8, "save_every": 4, "gradient_accumulation": 2}
+    eager = told(gpu.run(gpu.config(base, speed="eager", **values), tmp_path / "eager"))
+    events = list(gpu.run(gpu.config(base, speed=speed, **values), tmp_path / "recorded"))
+    assert of_kind(events, "started")[0].facts["speed"] == speed
+    assert not [event.message for event in of_kind(events, "warned") if "cannot be recorded" in event.message]
+    losses = [event.loss for event in of_kind(events, "step")]
+    assert losses == pytest.approx([step[1] for step in eager], rel=5e-3)
+    middle = str(tmp_path / "recorded" / "checkpoints" / "step-000004")
+    again = told(gpu.run(gpu.config(base, speed=speed, start_from=middle, **values), tmp_path / "again"))
+    assert [step[1] for step in again] == pytest.approx(losses[4:], rel=1e-3)
