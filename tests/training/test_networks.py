@@ -73,6 +73,19 @@ def test_a_network_learns(studio, tmp_path, base, name):
     assert sum(losses[-15:]) < 0.9 * sum(losses[:15])
 
 
+def test_a_dora_on_parts_of_fused_layers_leaves_as_whole_ones_and_goes_on(studio, tmp_path):
+    """Files keep q, k, v and the MLP of a FLUX.1 block as one layer, whose DoRA needs the lengths of all rows, trained or not."""
+    values = {"base": "demo-flux", "network": "dora", "steps": 3}
+    events = told(studio.run(studio.config(**values, save_every=2), tmp_path / "straight"))
+    halfway = tmp_path / "straight" / "checkpoints" / "step-000002"
+    assert told(studio.run(studio.config(**values, start_from=str(halfway)), tmp_path / "cut")) == events[2:]
+    adapter = checkpoint.adapter(halfway)
+    assert any(path.endswith("proj_mlp") for path in adapter.layers)
+    file = tmp_path / "file.safetensors"
+    formats.write(adapter, file, dtype="fp32")
+    assert formats.verify(file, adapter)["worst_difference"] <= 1e-6
+
+
 def test_adalora_gives_ranks_to_the_layers_that_need_them(studio, tmp_path):
     list(studio.run(studio.config(network="adalora", rank=3, steps=12), tmp_path))
     ranks = [layer.rank for layer in checkpoint.adapter(tmp_path / "checkpoints" / "step-000012").layers.values() if isinstance(layer, LowRank)]

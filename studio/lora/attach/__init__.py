@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from studio.config.training.network import Network
 from studio.errors import FormatError
 from studio.families.base import Components
-from studio.lora.adapter import Adapter, LowRank
-from studio.lora.attach import origin
+from studio.lora.adapter import Adapter, Layer, LowRank
+from studio.lora.attach import lowrank, origin
 from studio.lora.attach.adaptive import Allocator
 from studio.lora.attach.choice import Place, choose
 from studio.lora.attach.dropout import Chance, KeyedDropout
@@ -126,7 +126,7 @@ def load(attached: Attached, adapter: Adapter) -> None:
     c = attached.components
     if adapter.family != c.facts.name:
         raise FormatError(f"the LoRA is for {adapter.family}, the base {c.base.name} is {c.facts.title}; choose a base of its family")
-    unknown = sorted(set(adapter.layers) - set(attached.paths))
+    unknown = sorted(path for path in set(adapter.layers) - set(attached.paths) if not lowrank.is_untrained(adapter.layers[path]))
     if unknown:
         raise FormatError(f"{len(unknown)} of the LoRA's {len(adapter.layers)} layers are not trained here (first: {unknown[0]}); choose wider targets")
     kind = KINDS[attached.network.network]
@@ -150,13 +150,15 @@ def restore(attached: Attached, adapter: Adapter) -> None:
 def collect(attached: Attached) -> Adapter:
     """The attached adapter as it stands now: a copy on the CPU in fp32, for the base as it is."""
     kind = KINDS[attached.network.network]
-    found = {}
+    found: dict[str, Layer] = {}
     for place, module in sorted(zip(attached.places, attached.modules, strict=True), key=lambda pair: pair[0].path):
         layer = kind.collect(module)
         if attached.network.init in origin.INITS:
             assert isinstance(layer, LowRank)
             layer = origin.collect(module, layer)
         found[place.path] = layer
+    if attached.network.network == "dora":
+        found |= lowrank.untrained_partners(module_map(attached.components), found)
     return Adapter(attached.components.facts.name, found)
 
 

@@ -1,13 +1,17 @@
 """LoRA, LoCon and DoRA, with the scaling of rsLoRA if asked for."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from studio.config.training.network import Network
 from studio.lora.adapter import Decomposed, Layer, LowRank
 from studio.lora.attach.choice import Place
 from studio.lora.attach.weights import NAME, other_kind, other_size, ranks, taken
+from studio.lora.formats import names
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class LoRA:
@@ -64,6 +68,25 @@ class DoRA:
             lengths.copy_(layer.magnitude.reshape(lengths.shape).to(lengths))
         else:
             lengths.copy_(_lengths(module).reshape(lengths.shape).to(lengths))
+
+
+def untrained_partners(modules: "Mapping[str, nn.Module]", found: Mapping[str, Layer]) -> dict[str, Layer]:
+    """DoRA layers without effect for modules that files keep as one with trained ones: a fused layer needs the lengths of all its rows."""
+    import torch
+
+    made: dict[str, Layer] = {}
+    for path in found:
+        for other in names.partners(path):
+            if other not in found and other not in made:
+                weight = modules[other].weight.detach().float().cpu()  # type: ignore[union-attr]
+                lengths = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+                made[other] = Decomposed(LowRank(torch.zeros(1, weight.shape[1]), torch.zeros(weight.shape[0], 1), 1.0), lengths)
+    return made
+
+
+def is_untrained(layer: Layer) -> bool:
+    """Whether it is one of those."""
+    return isinstance(layer, Decomposed) and isinstance(layer.layer, LowRank) and not bool(layer.layer.up.any())
 
 
 def _lengths(module: Any) -> Any:

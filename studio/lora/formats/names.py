@@ -195,6 +195,14 @@ def _denoiser(path: str) -> Target | None:
     return Target("sdxl", (f"unet.{found}",)) if is_unet(found) else None
 
 
+def partners(path: str) -> tuple[str, ...]:
+    """Canonical paths of the modules that kohya's files keep as one with this one, itself among them."""
+    part, _, inner = path.partition(".")
+    if part != "transformer" or not flux_names.is_module(inner):
+        return (path,)
+    return tuple(f"{part}.{other}" for other in flux_names.slot(inner).parts)
+
+
 def is_unet(path: str) -> bool:
     """Whether an SDXL U-Net has a module with a weight of that diffusers name, its norms included."""
     return sdxl_names.is_module(path) or (_NORM.fullmatch(path) is not None and not path.startswith(("down_blocks.0.attentions", "up_blocks.2.attentions")))
