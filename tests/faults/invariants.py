@@ -41,7 +41,9 @@ def check(studio: Workspace) -> None:
 def _files_are_what_was_acknowledged(studio: Workspace) -> None:
     for path in studio.layout.jobs.iterdir():
         for told in JobFolder(path).checkpoints():
-            assert checkpoint.verify(path / told.path).sha256 == told.sha256, f"I1: {told.path}"
+            stored = checkpoint.verify(path / told.path)
+            assert stored.sha256 == told.sha256, f"I1: {told.path}"
+            assert {file.name for file in stored.path.iterdir()} == {*stored.files, checkpoint.MANIFEST}, f"I9: files that {told.path} disowns"
         for exported in JobFolder(path).exports():
             assert read_header(path / exported.path).shapes, "I1"
     with studio._db.read() as session:

@@ -14,7 +14,7 @@ import torch
 from studio.config import TrainConfig, build
 from studio.data.images import read_set
 from studio.errors import RunError
-from studio.events import Checkpoint, Event, Finished, Step, from_line, to_line
+from studio.events import Checkpoint, Event, Finished, Step, Validation, from_line, to_line
 from studio.families import sources
 from studio.jobs import ranks
 from studio.jobs.folder import FolderRequests, JobFolder, Manifest
@@ -61,6 +61,16 @@ def test_two_processes_train_as_one_does_with_uneven_batches(layout: Layout) -> 
     for path, layer in weights[0].items():
         torch.testing.assert_close(weights[1][path].delta(), layer.delta(), atol=TOLERANCE, rtol=1e-3)
     assert len(list((together.folder.path / "checkpoints").iterdir())) == 1, "one process writes"
+
+
+def test_early_stopping_ends_all_processes_at_the_same_step(layout: Layout) -> None:
+    """The first process looks at the held-out pictures; the others hear of the end at the same step, or would wait for ever."""
+    held = {"validation_fraction": 0.4, "validation_every": 1, "early_stop": 1, "learning_rate": 0.3, "steps": 60}
+    events = list(ranks.trained(work(layout, "patient", processes=2, **held), 2))
+    looks = [event for event in events if isinstance(event, Validation)]
+    assert isinstance(events[-1], Finished) and events[-1].result["stopped_early"] and events[-1].step < 60
+    assert events[-1].step == len(steps(events)) == looks[-1].step and looks[-1].stale == 1
+    assert events[-1].result["checkpoint"] == f"checkpoints/{checkpoint.name_of(events[-1].result['best_step'])}"
 
 
 def children() -> list[psutil.Process]:
