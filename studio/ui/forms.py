@@ -80,6 +80,8 @@ LINES = {"prompt": 4, "negative_prompt": 2, "sample_prompts": 3, "block_ranks": 
 WIDE = frozenset(
     {"base", "target_pattern", "block_ranks", "block_alphas", "block_rates", "prompt", "negative_prompt", "sample_prompts", "start_from", "encoders", "vae"}
 )
+# What an empty setting means, where "auto" does not say it.
+EMPTY = {"hires_scale": "off", "upscale": "off", "true_cfg": "off", "hires_steps": "as many", "tile": "the base's own"}
 MOST_SHOWN = 1_000_000  # a greater bound says nothing to people
 ON_OFF = [("As the base wants", ""), ("On", "on"), ("Off", "off")]
 
@@ -107,7 +109,7 @@ class Form:
     def placeholders(self, defaults: Mapping[str, Any]) -> dict[Any, Any]:
         """Updates that show what an empty widget stands for."""
         shown = {name: widget for name, widget in self.widgets.items() if isinstance(widget, gr.Textbox) and _optional(self.kind.model_fields[name])}
-        return {widget: gr.update(placeholder=_words(defaults.get(name))) for name, widget in shown.items()}
+        return {widget: gr.update(placeholder=_words(defaults.get(name, EMPTY.get(name)))) for name, widget in shown.items()}
 
 
 def widget(kind: type[Settings], name: str, choices: Sequence[Any] | None = None) -> Widget:

@@ -65,7 +65,7 @@ export function mount(element) {
   const sheet = button("Grid", { kind: "small", symbol: "pictures", title: "All pictures of its grid, side by side", act: () => { const found = job(selected()?.job); if (found) openSheet(found); } });
   let comparing = false;
   cut.addEventListener("input", () => frame.style.setProperty("--cut", `${cut.value}%`));
-  const none = empty("generate", "Say what to draw", ["Write a prompt on the left, add a LoRA or two, and press Generate.", "Drop a PNG made here or in another web UI to get its settings back."]);
+  const none = empty("generate", "Say what to draw", ["Write a prompt on the left, add a LoRA or two, and press Generate.", "Drop a picture made here or in another web UI to get its settings back."]);
   const trouble = h("div", { class: "st-trouble", role: "alert", hidden: true });
   const stage = h("section", { class: "st-stage", "aria-label": "Picture" }, none, frame, pending, trouble, h("div", { class: "st-stage-tools" }, sheet, compare), bar.node);
   frame.append(before, cut);
