@@ -1,5 +1,6 @@
 """The Generate view: settings with the LoRA stack, the picture, recent pictures, facts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -44,7 +45,7 @@ def generate_view(workspace: Workspace) -> None:
     connect(workspace, form, {**commands, "preset": _preset(workspace, form), "given": _given})
 
 
-def _form(bases: list[str], samplers: list[str]) -> Form:
+def _form(bases: list[str], samplers: Sequence[str] = ()) -> Form:
     widgets: dict[str, Any] = {}
     choices = {"base": bases, "sampler": samplers}
 
