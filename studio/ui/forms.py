@@ -82,8 +82,6 @@ WIDE = frozenset(
 )
 # What an empty setting means, where "auto" does not say it.
 EMPTY = {"hires_scale": "off", "upscale": "off", "true_cfg": "off", "hires_steps": "as many", "tile": "the base's own"}
-# What an empty setting means, where "auto" does not say it.
-EMPTY = {"hires_scale": "off", "upscale": "off", "true_cfg": "off", "hires_steps": "as many", "tile": "the base's own"}
 MOST_SHOWN = 1_000_000  # a greater bound says nothing to people
 ON_OFF = [("As the base wants", ""), ("On", "on"), ("Off", "off")]
 

@@ -6,11 +6,7 @@ from studio.ui import generate, train
 from studio.ui.forms import Form, widget
 
 # Chosen elsewhere on the page, or for the command line alone.
-<<<<<<< HEAD
 ELSEWHERE = {TrainConfig: {"images", "output"}, GenerateConfig: {"loras", "init_image", "mask", "grid"}}
-=======
-ELSEWHERE = {TrainConfig: {"images", "output"}, GenerateConfig: set(generate.IN_SCRIPTS)}
->>>>>>> 688c6c6 (Show what an empty setting means; keep a sheet's pictures in their cells)
 
 
 def form(kind: type[Settings]) -> Form:
@@ -68,11 +64,7 @@ def test_help_names_the_range(kind: type[Settings], name: str, ends: str) -> Non
 def test_empty_widgets_show_what_the_base_takes() -> None:
     made = form(GenerateConfig)
     shown = {name: update["placeholder"] for name, w in made.widgets.items() if (update := made.placeholders({"steps": 20, "guidance": 4.0}).get(w))}
-<<<<<<< HEAD
-    assert (shown["steps"], shown["guidance"], shown["width"]) == ("20", "4", "auto")
-=======
-    assert (shown["steps"], shown["guidance"], shown["vae"], shown["hires_scale"]) == ("20", "4", "auto", "off")
->>>>>>> 688c6c6 (Show what an empty setting means; keep a sheet's pictures in their cells)
+    assert (shown["steps"], shown["guidance"], shown["width"], shown["hires_scale"]) == ("20", "4", "auto", "off")
     assert "prompt" not in shown
 
 
