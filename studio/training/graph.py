@@ -5,6 +5,7 @@ and the update (norm, clipping, optimizer, rounding), one for all. Batches and l
 are copied out after it and read when they have come. A step whose loss or gradient is not finite leaves weights and optimizer alone.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.data.cache import release
+from studio.errors import RunError
 from studio.training import optim
 from studio.training.lean import recompute
 from studio.training.objective import Objective
@@ -20,6 +22,7 @@ from studio.training.step import Micro, Outcome, Stepper
 
 SHARES = (0.5, 1.0)  # of the blocks whose activations are recomputed, one after the other where memory asks for it
 WARM_UP = 2  # passes before recording: libraries choose their kernels and blocks are compiled in them
+ALIKE = 0.02  # share by which loss and gradient of a replay may differ from those of the pass before recording, which may take other kernels
 
 
 @dataclass(frozen=True)
@@ -144,14 +147,14 @@ class Engine:
             inputs = {name: tensor.clone() for name, tensor in given.items()}
             still = filled(micro, inputs)
             try:
-                graph = self._capture(lambda: self._gathered(still), lambda: self._dropped(still))
+                graph = self._proven(still)
             except torch.OutOfMemoryError as error:
                 if self.shares:
                     self._spare()
                     return self._recorded(micro)
                 self._give_up(error)
                 return None
-            except RuntimeError as error:
+            except (RuntimeError, RunError) as error:
                 self._give_up(error)
                 return None
             self.recorded[key] = Recorded(graph, inputs)
@@ -171,10 +174,38 @@ class Engine:
         found, self.notes = self.notes, []
         return found
 
-    def _dropped(self, micro: Micro) -> None:
-        """A pass that leaves nothing behind."""
-        self._pass(micro)
-        self._drop()
+    def _proven(self, micro: Micro) -> Any:
+        """The recorded passes over this batch. Raises RunError unless a replay gives what the last pass before recording gave.
+
+        What was gathered of the step so far is kept aside meanwhile.
+        """
+        gathered, total = [gradient.clone() for gradient in self.weights.gradients()], self.total.clone()
+        seen: list[Tensor] = []
+
+        def alone() -> None:
+            self._blank()
+            self._gathered(micro)
+            seen.append(self._gist())
+
+        try:
+            graph = self._capture(lambda: self._gathered(micro), alone)
+            self._blank()
+            graph.replay()
+            (loss, norm), (again, norm_again) = seen[-1].tolist(), self._gist().tolist()
+        finally:
+            torch._foreach_copy_(self.weights.gradients(), gathered)
+            self.total.copy_(total)
+        if not (_alike(loss, again) and _alike(norm, norm_again)):
+            raise RunError(f"replayed, it gives loss {again:.4g} and gradient {norm_again:.4g} instead of {loss:.4g} and {norm:.4g}")
+        return graph
+
+    def _blank(self) -> None:
+        torch._foreach_zero_(self.weights.gradients())
+        self.total.zero_()
+
+    def _gist(self) -> Tensor:
+        """Loss and norm of the gradient of what is gathered."""
+        return torch.stack([self.total, nn.utils.get_total_norm(self.weights.gradients())])
 
     def _drop(self) -> None:
         assert self.weights.fused is not None
@@ -207,15 +238,21 @@ class Engine:
             act()
         return graph
 
-    def _give_up(self, error: RuntimeError) -> None:
+    def _give_up(self, error: Exception) -> None:
         """Go on without recording, and remember why."""
         self._drop()
         self.record, self.trouble = False, " ".join(str(error).split())[:200]
         if isinstance(error, torch.OutOfMemoryError):
             self.trouble = "memory ran out while the step was recorded"
         self.notes.append(f"the step cannot be recorded and runs one operation after another: {self.trouble}")
-        torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+
+
+def _alike(one: float, other: float) -> bool:
+    """Whether they are close; two that are not finite are."""
+    return abs(one - other) <= ALIKE * abs(one) if math.isfinite(one) else not math.isfinite(other)
 
 
 def _placed(objective: Objective, device: torch.device) -> Objective:

@@ -94,6 +94,43 @@ def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_alone_to_the_bit
     assert bench.losses([[(64, 5)]], [1e-2]) == other.losses([[(64, 5)]], [1e-2])
 
 
+class Replay:
+    """Stands in for a CUDA graph on a CPU: does again what was recorded, and `amiss` more of the loss."""
+
+    def __init__(self, engine: Engine, act, amiss: float):
+        self.engine, self.act, self.amiss = engine, act, amiss
+
+    def replay(self) -> None:
+        self.act()
+        self.engine.total.add_(self.amiss)
+
+
+def recording(base: str, amiss: float) -> Bench:
+    bench = Bench(base, "engine")
+    engine = bench.engine
+    assert engine
+
+    def capture(act, warm):
+        warm()
+        return Replay(engine, act, amiss if act != engine._apply else 0.0)
+
+    engine.record, engine._capture = True, capture
+    return bench
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_recording_is_used_only_if_it_repeats_what_was_recorded(base):
+    plain, true, false = Bench(base, "engine"), recording(base, 0.0), recording(base, 0.5)
+    expected = plain.losses(BATCHES, RATES)
+    assert true.losses(BATCHES, RATES) == expected
+    assert true.engine and len(true.engine.recorded) == 2 and true.engine.update_graph and not true.engine.told()
+    assert false.losses(BATCHES, RATES) == expected
+    assert false.engine and not false.engine.record and not false.engine.recorded
+    assert "replayed, it gives loss" in false.engine.told()[0]
+    for bench in (true, false):
+        assert all(torch.equal(a, b) for a, b in zip(bench.weights(), plain.weights(), strict=True))
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_fused_layers_are_pefts_and_give_the_base_back(base):
     bench = Bench(base, "eager", targets="all-linear")
