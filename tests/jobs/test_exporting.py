@@ -76,8 +76,8 @@ def test_a_run_gives_the_same_bytes_every_time_and_nothing_private(studio: Works
         finished(studio, studio.jobs.export(job.id, target).id)
     assert again[0].read_bytes() == again[1].read_bytes() == studio.library.path(row.id).read_bytes()
     header = read_header(again[0])
-    text = json.dumps(dict(header.metadata), ensure_ascii=False)
-    assert "modelspec.thumbnail" in header.metadata
+    assert "modelspec.thumbnail" in header.metadata  # its letters are a picture, in which any short name may stand by chance
+    text = json.dumps({name: value for name, value in header.metadata.items() if name != "modelspec.thumbnail"}, ensure_ascii=False)
     for private in (str(data), str(tmp_path), str(Path.home()), socket.gethostname()):
         assert private not in text, private
     plain = tmp_path / "plain.safetensors"

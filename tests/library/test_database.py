@@ -6,11 +6,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import Connection, String, create_engine, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -29,12 +30,22 @@ def opened(path: Path) -> Database:
     return Database.open(f"sqlite:///{path}", path.with_suffix(".lock"))
 
 
+def differences(connection: Connection) -> list[Any]:
+    """What the tables lack or have too much. SQLite keeps the length that a text column was made with, and never looks at it."""
+
+    def texts(context: Any, column: Any, declared: Any, found: Any, meant: Any) -> bool | None:
+        alike = connection.dialect.name == "sqlite" and isinstance(found, String) and isinstance(meant, String)
+        return False if alike else None
+
+    return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": texts}), Table.metadata)
+
+
 def test_migrations_from_nothing_make_exactly_the_models(database_url: str) -> None:
     db = Database.open(database_url)
     with db.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+        assert differences(connection) == []
         connection.execute(text("ALTER TABLE bases ADD COLUMN extra TEXT"))
-        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) != []
+        assert differences(connection) != []
 
 
 def test_migrations_go_back_and_forth(database_url: str) -> None:
@@ -51,7 +62,7 @@ def test_migrations_go_back_and_forth(database_url: str) -> None:
     assert revision(db.engine) == "0001"
     migrate(db.engine)
     with db.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+        assert differences(connection) == []
     db.close()
 
 

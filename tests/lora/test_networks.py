@@ -163,8 +163,11 @@ def test_a_dora_goes_on_from_a_plain_lora(c: Components) -> None:
     dora = put(c, network="dora")
     attach.load(dora, source)
     weights = attach.parameter_map(c)
-    for path, layer in attach.collect(dora).layers.items():
-        torch.testing.assert_close(delta(layer, weights[path].detach()), source.layers[path].delta(), atol=1e-5, rtol=1e-4)  # type: ignore[call-arg]
+    found = attach.collect(dora).layers  # parts of a fused layer leave as the whole of it, so that some here were not trained
+    assert source.layers.keys() <= found.keys()
+    for path, layer in found.items():
+        expected = source.layers[path].delta() if path in source.layers else torch.zeros(layer.shape)  # type: ignore[call-arg]
+        torch.testing.assert_close(delta(layer, weights[path].detach()), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_layer_of_another_kind_is_refused_with_the_kind_to_choose(sdxl: Components) -> None:

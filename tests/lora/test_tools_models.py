@@ -47,7 +47,7 @@ def denoiser(c: Components, seed: int = 1) -> Adapter:
 def drawn(c: Components, folder: Path, stack: list[tuple[Adapter, float]]) -> torch.Tensor:
     from PIL import Image
 
-    config = GenerateConfig(base=c.base.name, prompt="a red apple", seed=5, steps=3, precision="fp32")
+    config = GenerateConfig(base=c.base.name, prompt="a red apple", seed=5, steps=3, precision="fp32", stack_mode="baked")
     list(generate(c, stack, config, folder, requests=Asked(), names=["a"] * len(stack)))
     with Image.open(next((folder / "images").glob("*.png"))) as picture:
         return torch.tensor(list(picture.tobytes()))
@@ -58,7 +58,7 @@ def weights(c: Components) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["baked.safetensors", "baked"])
-def test_a_baked_base_loads_as_the_live_stack(c: Components, tmp_path: Path, name: str) -> None:
+def test_a_baked_base_loads_as_the_stack_bakes_it(c: Components, tmp_path: Path, name: str) -> None:
     """Every tensor bit for bit, and so the same picture from the same seed; as one file and as a folder."""
     lora = denoiser(c)
     report = result(bake(c.base, [("a", lora, 0.7)], tmp_path / name, "fp32"))
@@ -79,7 +79,7 @@ def test_diffusers_reads_a_baked_checkpoint_as_we_do(tmp_path: Path) -> None:
     base = sources.find("demo-sdxl")
     c = open_base(base, "fp32", "cpu")
     result(bake(base, [("a", denoiser(c), 0.7)], tmp_path / "baked.safetensors", "fp32"))
-    Stack(c).set([(denoiser(c), 0.7)])
+    Stack(c).set([(denoiser(c), 0.7)], mode="baked")
     for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae")):
         theirs = kind.from_single_file(str(tmp_path / "baked.safetensors"), config=str(base.path), subfolder=part, local_files_only=True).state_dict()
         assert theirs.keys() == c.parts[part].state_dict().keys()

@@ -71,7 +71,7 @@ TRAPS: dict[int, tuple[str, tuple[str, ...]]] = {
         "an average that is configured and never used",
         (
             "training/test_average.py::test_a_run_trains_as_without_and_saves_the_average",
-            "training/test_resume.py::test_a_schedule_free_run_shows_and_saves_its_average",
+            "training/test_optim.py::test_what_is_given_by_a_schedule_free_run_is_its_average_and_training_goes_on_from_its_point",
         ),
     ),
     13: (
@@ -136,7 +136,7 @@ TRAPS: dict[int, tuple[str, tuple[str, ...]]] = {
     27: ("a LoRA rounded away by a base in few bits", ("training/test_networks.py::test_a_base_in_fewer_bits_is_trained_on_and_resumes_to_the_bit",)),
     28: (
         "validation that moves the training",
-        ("training/test_validation.py::test_validation_changes_no_bit_of_the_training", "training/test_resume.py::test_any_optimizer_ends_in_the_same_bits"),
+        ("training/test_validation.py::test_validation_changes_no_bit_of_the_training", "training/test_resume.py::test_any_cut_ends_in_the_same_bits"),
     ),
     29: (
         "metadata lost, or a hash from before the last cast",

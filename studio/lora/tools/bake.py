@@ -13,7 +13,8 @@ from studio.errors import FormatError, InputError, RunError
 from studio.events import Loading, Warned
 from studio.families import get, sources, stored
 from studio.families.base import Base
-from studio.lora.adapter import Adapter, Layer, LowRank, delta
+from studio.lora.adapter import Adapter, Layer, delta
+from studio.lora.products import low_rank
 from studio.lora.tools import Progress, origin
 from studio.lora.tools.streaming import BYTES, Entry, Writer, ordered
 
@@ -220,15 +221,18 @@ def _untouched(entry: Entry, slot: stored.Slot, own: stored.Stored | None, chang
 
 
 def _sum(own: "Tensor", layers: Sequence[tuple[Layer, float]]) -> "Tensor":
-    """own + sum of weight * delta, in fp32: the sum that a stack makes."""
+    """own + sum of weight * delta, in fp32, by the same operations as a stack: all short layers in one product, then the others."""
     import torch
 
     total = own.to(torch.float32, copy=True)
-    for layer, weight in layers:
-        if isinstance(layer, LowRank):
-            up, down = layer.up.float().flatten(1) * (layer.alpha / layer.rank), layer.down.float().flatten(1)
-            total.view(total.shape[0], -1).addmm_(up, down, alpha=weight)
-        else:
+    factors = [low_rank(layer) for layer, _ in layers]
+    short = [(up, down, weight) for found, (_, weight) in zip(factors, layers, strict=True) if found for up, down in (found,)]
+    if short:
+        weights = torch.tensor([weight for _, down, weight in short for _ in range(down.shape[0])])
+        up = torch.cat([up for up, _, _ in short], dim=1).mul_(weights)
+        total.view(total.shape[0], -1).addmm_(up, torch.cat([down for _, down, _ in short]))
+    for found, (layer, weight) in zip(factors, layers, strict=True):
+        if found is None:
             total.add_(delta(layer, own.float()), alpha=weight)
     return total
 
