@@ -15,32 +15,35 @@ if TYPE_CHECKING:
 
 SIDE = 256  # pixels of a picture the matrix is fitted on
 SAMPLES = 6
-KEPT = 3  # preview files
+KEPT = 3  # preview files at least
+KEPT_SECONDS = 10.0  # and all that are no older, for a page that has heard of one may ask for it a little late
 QUALITY = 80
 _WARM = "colours"
 
 
 class Previews:
-    """Writes a preview into `folder`/previews now and then, and forgets all but the last few, which a page may still ask for."""
+    """Writes a preview into `folder`/previews now and then, and forgets those that no page asks for any more."""
 
     def __init__(self, c: Components, folder: Path, seconds: float) -> None:
         self._c = c
         self._folder = folder
         self._seconds = seconds
         self._last = time.monotonic()
-        self._written: list[Path] = []
+        self._count = 0
+        self._written: list[tuple[float, Path]] = []  # when, and those that are still there
 
     def show(self, estimate: "Callable[[], Tensor]") -> str | None:
         """Path of a new preview, relative to the folder; None if it is too soon for one."""
         now = time.monotonic()
         if not self._seconds or now - self._last < self._seconds:
             return None
-        path = self._folder / "previews" / f"{len(self._written):05}.webp"
+        path = self._folder / "previews" / f"{self._count:05}.webp"
         write_atomic(path, [preview(self._c, estimate())])
-        self._written.append(path)
-        if len(self._written) > KEPT:
-            self._written[-KEPT - 1].unlink(missing_ok=True)
         self._last = time.monotonic()
+        self._count += 1
+        self._written.append((self._last, path))
+        while len(self._written) > KEPT and self._last - self._written[0][0] > KEPT_SECONDS:
+            self._written.pop(0)[1].unlink(missing_ok=True)
         return path.relative_to(self._folder).as_posix()
 
 
