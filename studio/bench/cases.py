@@ -9,7 +9,7 @@ from studio.errors import SettingsError
 
 REFERENCES = ("plain", "plain-checkpointed")  # a training loop without the studio's machinery
 TASKS = ("train", "generate")
-MODES = (*REFERENCES, "eager", "graph", "compile", "fp8", "auto")
+MODES = (*REFERENCES, "eager", "graph", "compile", "fp8", "auto", "run")  # run: `auto` in a whole run, with all that belongs to one
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from studio import config as settings
-from studio.bench import reference
+from studio.bench import reference, whole
 from studio.bench.cases import REFERENCES, Case
 from studio.bench.floor import synchronize
 from studio.bench.subjects import Subject
@@ -24,7 +24,7 @@ from studio.training.speed import choose
 from studio.training.step import Micro, Stepper
 
 GIB = 2**30
-SPEEDS = {"graph": "graph", "compile": "compile", "auto": "auto", "fp8": "compile"}  # mode of a row -> setting
+SPEEDS = {"graph": "graph", "compile": "compile", "auto": "auto", "run": "auto", "fp8": "compile"}  # mode of a row -> setting
 WARM = 4  # steps before the clock runs; their losses are compared between modes
 Step = Callable[[Micro], Callable[[], float]]  # takes a step; the loss is read by calling what it gives
 BLOCKS = 4  # the steps are timed in so many stretches, each ended by waiting for the device
@@ -34,6 +34,8 @@ def measure(case: Case, subject: Subject, steps: int, rank: int) -> dict[str, An
     """The figures of a training row: seconds, pictures a second, peak memory in GiB, first losses."""
     c = subject.components
     config = _config(case, subject, rank)
+    if case.mode == "run":
+        return whole.measure(case, subject, config, steps)
     micros = [subject.micro(case.resolution, case.batch, number) for number in range(WARM)]
     release(c.device)
     if c.device.type == "cuda":

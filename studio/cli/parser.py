@@ -179,7 +179,8 @@ def _add_bench(verbs: "argparse._SubParsersAction[Parser]") -> None:
     bench.add_argument("--resolutions", default="64", metavar="PX", help="sides in pixels, by commas (default 64; 1024 for full-size bases)")
     bench.add_argument("--batches", default="1", metavar="N", help="pictures in one step, by commas (default 1)")
     bench.add_argument("--precisions", default="fp32", help="of fp32, bf16, fp16, by commas (default fp32)")
-    bench.add_argument("--modes", default="plain,eager", help="of plain, plain-checkpointed, eager, graph, compile, fp8, auto, by commas (default plain,eager)")
+    modes = "of plain, plain-checkpointed, eager, graph, compile, fp8, auto, run (a whole run), by commas (default plain,eager)"
+    bench.add_argument("--modes", default="plain,eager", help=modes)
     bench.add_argument("--tasks", default="train", help="of train, generate, by commas (default train)")
     bench.add_argument("--weights", default="demo", help="demo, random (full-size architectures, no download) or a base (default demo)")
     bench.add_argument("--steps", default="20", metavar="N", help="timed steps of every row (default 20)")

@@ -54,9 +54,9 @@ def running(c: Components, layout: Callable[[], str], speed: Speed) -> Iterator[
         key = tuple(tuple(value.shape) for value in (*args, *kwargs.values()) if hasattr(value, "shape"))
         if key not in runner.attention:
             with torch.compiler.set_stance("force_eager"):
-                result, shapes = kernels.seen(lambda: plain(*args, **kwargs))
+                _, shapes = kernels.seen(lambda: plain(*args, **kwargs))
+            # That look is not used: its kernels round otherwise, and the first picture is to be what every later one is, bit for bit.
             runner.attention[key] = kernels.fastest(shapes, c.device, c.dtype)
-            return result
         with runner.attention[key].used():
             try:
                 return runner.graphs.run(layout(), c.device, *args, **kwargs)

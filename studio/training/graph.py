@@ -8,6 +8,7 @@ are copied out after it and read when they have come. A step whose loss or gradi
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -227,14 +228,14 @@ class Engine:
         self.total.copy_(total)
 
     def _capture(self, act: Callable[[], None], warm: Callable[[], None]) -> Any:
-        beside = torch.cuda.Stream(self.device)
+        beside = _beside(self.device)
         beside.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(beside):
             for _ in range(WARM_UP):
                 warm()
         torch.cuda.current_stream(self.device).wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool, stream=beside):
             act()
         return graph
 
@@ -248,6 +249,12 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
+
+
+@cache
+def _beside(device: torch.device) -> Any:
+    """The stream on which passes are warmed up and recorded: one for all runs of a process, as matrix products keep a workspace for every stream."""
+    return torch.cuda.Stream(device)
 
 
 def _alike(one: float, other: float) -> bool:

@@ -15,7 +15,7 @@ from studio.errors import SettingsError
 from studio.families.base import Base, Components
 from studio.families.parts import CONFIGS
 
-SPEC = {"families": ["sdxl", "flux"], "resolutions": [64], "batches": [2], "precisions": ["fp32"], "modes": ["plain", "eager"]}
+SPEC = {"families": ["sdxl", "flux"], "resolutions": [64], "batches": [2], "precisions": ["fp32"], "modes": ["plain", "eager", "run"]}
 SPEC |= {"tasks": ["train"], "weights": "demo", "steps": 1}
 
 
@@ -31,6 +31,11 @@ def test_the_studio_takes_the_steps_of_a_plain_loop_and_a_table_is_filled_over_s
     assert [row["mode"] for row in rows] == SPEC["modes"] * 2
     for row in report.compared(rows):
         assert row["seconds"] > 0 and row["mfu_percent"] > 0 and row["floor_seconds"] < row["seconds"]
+        if row["mode"] == "run":
+            phases = row["phases"]
+            assert row["times_plain"] > 0 and {"Reading captions", "Encoding pictures", "First step"} <= set(phases)
+            assert sum(phases.values()) == pytest.approx(row["first_step_seconds"], abs=0.05), "every second before step 1 belongs to a phase"
+            continue
         assert float(row["loss_difference"]) < 1e-5
         assert len(set(row["losses"])) == len(row["losses"]), "losses that stand still compare nothing"
     kept = (tmp_path / report.ROWS).read_text().splitlines()

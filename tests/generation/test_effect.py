@@ -1,6 +1,6 @@
 """The claim all else serves: a LoRA trained on a style draws that style, as much as its weight says, and not at all at 0.
 
-Measured on subjects that the set does not show, by `evaluation.style`: 300 steps reach 0.1 to 0.2 of the base's distance to the set.
+Measured on subjects that the set does not show, by `evaluation.style`.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,13 @@ from tests.generation.conftest import BASES, Asked
 
 SET = Path(__file__).parents[2] / "assets" / "sets" / "blueprint"
 SUBJECTS = ("cat face", "donut", "rocket", "rabbit face", "panda", "butterfly")
-STEPS, DRAWING_STEPS, SEED = 300, 10, 20
+DRAWING_STEPS, SEED = 10, 20
+STEPS = {"demo-sdxl": 260, "demo-flux": 150}  # ratios of 0.2 and 0.1 at weight 1
 
 
 def trained(base: str, images: ImageSet, folder: Path) -> tuple[Adapter, Sample]:
     """A LoRA of the set as its exported file holds it, and the preview of its last step."""
-    config = TrainConfig(base=base, images=images.name, steps=STEPS, learning_rate=2e-3, rank=16, batch_size=4, seed=1, sample_every=STEPS)
+    config = TrainConfig(base=base, images=images.name, steps=STEPS[base], learning_rate=2e-3, rank=16, batch_size=4, seed=1, sample_every=STEPS[base])
 
     def show(c: Components, step: int, target: Path):
         return preview(c, [f"{SUBJECTS[0]}, {images.trigger}"], step, target, SEED, DRAWING_STEPS)

@@ -65,14 +65,14 @@ def look(c: Components, images: int = 1, only: int | None = None) -> torch.Tenso
     family = families.get(c.facts.name)
     side = 64 // 8
     channels = c.parts["vae"].config.latent_channels
-    noisy = rand(images, channels, side, side, seed=7) * 5
+    noisy = (rand(images, channels, side, side, seed=7) * 5).to(c.device)
     words = family.encode_captions(c, [f"cat number {i}" for i in range(images)])
     if only is not None:
         noisy, words, images = noisy[only : only + 1], {key: value[only : only + 1] for key, value in words.items()}, 1
     both = {key: torch.cat([torch.zeros_like(value), value]) for key, value in words.items()}
-    sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).expand(2 * images, -1)
+    sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]], device=c.device).expand(2 * images, -1)
     with torch.no_grad():
-        return family.predict(c, torch.cat([noisy, noisy]), torch.full((2 * images,), 500.0), both, sizes).clone()
+        return family.predict(c, torch.cat([noisy, noisy]), torch.full((2 * images,), 500.0, device=c.device), both, sizes).clone()
 
 
 def dense(c: Components, rows: Rows, position: float = 0.0) -> torch.Tensor:

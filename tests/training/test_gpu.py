@@ -45,6 +45,8 @@ def test_resuming_follows_an_unbroken_run(gpu, tmp_path, precision):
 
 
 def test_previews_borrow_the_device_and_nothing_stays_on_it(gpu, tmp_path):
+    list(gpu.run(gpu.config(steps=2), tmp_path / "first"))  # libraries keep a workspace for every stream from their first use on
+    torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     lent = []
 
@@ -53,7 +55,7 @@ def test_previews_borrow_the_device_and_nothing_stays_on_it(gpu, tmp_path):
         assert all(next(part.parameters()).device.type == "cuda" for part in lent[-1])
         yield Sample(step=step, path="samples/1.png", prompt="p", seed=1)
 
-    list(gpu.run(gpu.config(steps=2, sample_every=1), tmp_path, preview=preview))
+    list(gpu.run(gpu.config(steps=2, sample_every=1), tmp_path / "second", preview=preview))
     assert len(lent) == 2 and lent[0] == lent[1]
     assert all(next(part.parameters()).device.type == "cpu" for part in lent[-1])
     lent.clear()
@@ -75,7 +77,8 @@ def deterministic():
     backends.enable_mem_efficient_sdp(attention[1])
 
 
-ON = {"flip": True, "caption_dropout": 0.4, "ema_decay": 0.99, "gradient_accumulation": 2, "validation_fraction": 0.3, "validation_every": 2}
+ON: dict[str, object] = {"keep_checkpoints": 100, "validation_fraction": 0.3, "validation_every": 2}
+ON |= {"flip": True, "caption_dropout": 0.4, "ema_decay": 0.99, "gradient_accumulation": 2}
 
 
 def resumed(gpu, tmp_path, base, precision):
@@ -104,16 +107,21 @@ def test_resuming_stays_within_a_stated_tolerance_without_them(gpu, tmp_path, ba
     assert [look[1] for look in looks_again] == pytest.approx([look[1] for look in looks], rel=1e-5)
 
 
+# Shares of the loss over eight steps: in fp32 the order of sums is all that differs, in bf16 fused layers also round less often.
+CLOSE = {"fp32": 1e-3, "bf16": 2e-2}
+
+
+@pytest.mark.parametrize("precision", CLOSE)
 @pytest.mark.parametrize("speed", ["graph", "compile"])
 @pytest.mark.parametrize("base", BASES)
-def test_recorded_steps_follow_eager_ones_over_shapes_accumulation_and_a_resume(gpu, tmp_path, of_kind, base, speed):
-    values = {"precision": "bf16", "steps": 8, "save_every": 4, "gradient_accumulation": 2}
+def test_recorded_steps_follow_eager_ones_over_shapes_accumulation_and_a_resume(gpu, tmp_path, of_kind, base, speed, precision):
+    values = {"precision": precision, "steps": 8, "save_every": 4, "gradient_accumulation": 2}
     eager = told(gpu.run(gpu.config(base, speed="eager", **values), tmp_path / "eager"))
     events = list(gpu.run(gpu.config(base, speed=speed, **values), tmp_path / "recorded"))
     assert of_kind(events, "started")[0].facts["speed"] == speed
     assert not [event.message for event in of_kind(events, "warned") if "cannot be recorded" in event.message]
     losses = [event.loss for event in of_kind(events, "step")]
-    assert losses == pytest.approx([step[1] for step in eager], rel=5e-3)
+    assert losses == pytest.approx([step[1] for step in eager], rel=CLOSE[precision])
     middle = str(tmp_path / "recorded" / "checkpoints" / "step-000004")
     again = told(gpu.run(gpu.config(base, speed=speed, start_from=middle, **values), tmp_path / "again"))
     assert [step[1] for step in again] == pytest.approx(losses[4:], rel=1e-3)
