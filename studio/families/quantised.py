@@ -30,16 +30,18 @@ def check(format: str) -> None:
         raise SettingsError("base_format nf4: the package bitsandbytes is not installed; pip install bitsandbytes, or take int8 or fp8")
 
 
-def quantise(model: nn.Module, format: str, device: torch.device) -> int:
-    """Put the linear layers of the model's blocks into the format, one after another, and the model on the device; how many there are.
+def quantise(model: nn.Module, format: str, device: torch.device, rest: torch.device | None = None) -> int:
+    """Put the linear layers of the model's blocks into the format, one after another, on the device; how many there are.
 
-    The model comes from the CPU whole, so the device never holds a layer in full but the one that is being rounded.
+    The model comes from the CPU whole, so the device never holds a layer in full but the one that is being rounded. It is then put
+    on `rest`, the device if none is named.
     """
     found = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear and INSIDE.search(f"{name}.")]
+    rest = rest or device
     for name, module in found:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, Quantised(module, format, device))
-    model.to(device)
+        setattr(model.get_submodule(parent), child, Quantised(module, format, device).to(rest))
+    model.to(rest)
     return len(found)
 
 

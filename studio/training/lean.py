@@ -15,6 +15,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from studio.families.offload import is_waiting
 from studio.training.kernels.gated import gated
 from studio.training.kernels.normed import normed
 
@@ -83,7 +84,7 @@ def recompute(denoiser: Any, share: float) -> None:
         return seen[id(block)]
 
     def passed(block: Any, *inputs: Any) -> Any:
-        if chosen(block):
+        if not is_waiting(block) and chosen(block):  # one that waits in main memory sees to it by itself
             return checkpoint(block.__call__, *inputs, use_reentrant=False, preserve_rng_state=False)
         return block(*inputs)
 

@@ -60,7 +60,7 @@ def train(
     yield Loading(phase=f"Loading {base.title or base.name}")
     run = Run(made, family, store, folder, start.origin)
     try:
-        preflight.memory(base, store.dtype, where, made.config.base_format)
+        preflight.memory(base, store.dtype, where, made.config.base_format, made.config.block_offload or 0.0)
         run.begin(start.resumed)
         preflight.disk(folder, run.parameters, made.config.model_copy(update={"steps": made.steps}), run.step)
         previewer = Previewer(preview, family, run.components, folder, run.shown)

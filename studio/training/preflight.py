@@ -9,7 +9,7 @@ import torch
 from studio.config import TrainConfig
 from studio.container import read_header
 from studio.errors import RunError, StudioError
-from studio.families import quantised
+from studio.families import away, quantised
 from studio.families.base import Base
 
 ADAPTER_BYTES, MEMORY_BYTES = 4, 8  # a trained number in fp32, and the two moments the optimizer keeps of it
@@ -37,26 +37,35 @@ def disk(folder: Path, parameters: int, config: TrainConfig, done: int) -> None:
         )
 
 
-def memory(base: Base, dtype: torch.dtype, device: torch.device, format: str = "full") -> None:
-    """Raise RunError if the frozen denoiser alone is larger than what the device has; silent where either is unknown."""
-    need, have = weights(base) * quantised.BITS.get(format, 8 * dtype.itemsize) / 8, free_memory(device)
+def memory(base: Base, dtype: torch.dtype, device: torch.device, format: str = "full", share: float = 0.0) -> None:
+    """Raise RunError if the frozen denoiser alone is larger than what the device has; silent where either is unknown.
+
+    share: of its blocks that wait in main memory.
+    """
+    bits = quantised.BITS.get(format, 8 * dtype.itemsize)
+    need, have = away.on_device({name: int(n * bits / 8) for name, n in numbers(base).items()}, share), free_memory(device)
     if have and need > have:
         raise RunError(
             f"{base.name} needs {need / 1e9:.1f} GB on {device} for its weights alone and {have / 1e9:.1f} GB are free; "
-            "close other programs that use it, choose precision bf16 or a base_format of fewer bits, or a smaller base"
+            "close other programs that use it, choose precision bf16, a base_format of fewer bits or a larger block_offload, or a smaller base"
         )
 
 
 def weights(base: Base) -> int:
-    """Numbers in the denoiser's files, by their headers; 0 if the base is not a folder of parts."""
+    """Numbers in the denoiser's files; 0 if the base is not a folder of parts."""
+    return sum(numbers(base).values())
+
+
+def numbers(base: Base) -> dict[str, int]:
+    """How many numbers each tensor of the denoiser has, by the headers of its files; empty if the base is not a folder of parts."""
     folders = [base.path / name for name in ("unet", "transformer") if (base.path / name).is_dir()]
     if not folders:
-        return 0
+        return {}
     try:
         headers = [read_header(path) for path in folders[0].glob("*.safetensors") if ".fp16." not in path.name]
     except (StudioError, OSError):
-        return 0  # loading says what is wrong with it
-    return sum(math.prod(shape) for header in headers for shape in header.shapes.values())
+        return {}  # loading says what is wrong with it
+    return {name: math.prod(shape) for header in headers for name, shape in header.shapes.items()}
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,6 +1,5 @@
 """A run in memory: loading, one step after another, saving, letting go."""
 
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +14,10 @@ from studio.data import buckets
 from studio.data.cache import Cache, Want, release
 from studio.errors import RunError
 from studio.events import Checkpoint, Validation
-from studio.families import quantised
-from studio.families.base import Components, Family, Part
+from studio.families.base import Components, Family
 from studio.killpoints import reached
 from studio.lora import attach
-from studio.training import carried, checkpoint, objective, optim
+from studio.training import carried, checkpoint, objective, optim, placing
 from studio.training import team as teams
 from studio.training.average import Average
 from studio.training.carried import Carried, Memory
@@ -28,6 +26,7 @@ from studio.training.draws import Draw
 from studio.training.fast import Fast, prepare
 from studio.training.graph import Engine
 from studio.training.lean import recompute
+from studio.training.placing import Placed
 from studio.training.plan import Plan
 from studio.training.ranks import Ranks
 from studio.training.speed import Speed, choose
@@ -52,6 +51,7 @@ class Run:
     skipped: int = 0
     in_a_row: int = 0
     saved: checkpoint.Stored | None = None
+    placed: Placed = field(init=False)
     components: Components = field(init=False)
     attached: attach.Attached = field(init=False)
     fingerprint: int = 0  # of the frozen base, which nothing may change
@@ -72,13 +72,8 @@ class Run:
         """Load the denoiser, attach the adapter, and put both where they stood or where `start_from` says."""
         config, store = self.plan.config, self.store
         checkpoint.sweep(self.folder / "checkpoints")
-        self.components = c = self._loaded()
-        n_parameters = _n_parameters(c.denoiser)
-        if self.reduced:
-            quantised.quantise(c.denoiser, config.base_format, store.device)
-            for name in c.facts.text_encoders:
-                if name in c.parts:
-                    c.parts[name].to(store.device)
+        self.placed = placing.load(self.family, store, config)
+        self.components = c = self.placed.components
         reached("load")
         with torch.random.fork_rng([store.device] if store.device.type == "cuda" else []):
             torch.manual_seed(config.seed)
@@ -88,13 +83,15 @@ class Run:
             attach.restore(self.attached, checkpoint.adapter(resumed))
         elif config.start_from:
             attach.load(self.attached, _read_lora(Path(config.start_from), c))
+        self.placed.settle()
         for part in (c.facts.denoiser, *self.attached.encoders):
             c.parts[part].train()
         self.speed = choose(self.attached, config, steps=self.plan.steps, shapes=len({one.crop.bucket for one in self.plan.shown}))
         spares = config.gradient_checkpointing is None and self.speed.mode != "eager"  # a recorded step finds out what it needs
-        if config.gradient_checkpointing or (config.gradient_checkpointing is None and not spares and n_parameters >= FULL_SIZE):
+        if config.gradient_checkpointing or (config.gradient_checkpointing is None and not spares and self.placed.parameters >= FULL_SIZE):
             recompute(c.denoiser, 1.0)
         self.fast = prepare(self.attached, self.speed, fp8=config.fp8_products)
+        self.placed.wait()
         goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config)  # type: ignore[arg-type]
         self.stepper = stepper = Stepper(self.attached, self.family, goal, config, self.fast.fused if self.fast else None)
         self.carried["optimizer"] = Memory(stepper.optimizer, stepper.weights.names)
@@ -109,19 +106,6 @@ class Run:
         if resumed:
             self._restore(resumed)
         self.engine = Engine(stepper, spares=spares) if self.fast else None
-
-    @property
-    def reduced(self) -> bool:
-        """Whether the base is kept in fewer bits."""
-        return self.plan.config.base_format not in ("auto", "full")
-
-    def _loaded(self) -> Components:
-        """The denoiser on its device, or on the CPU where it is yet to be reduced to fit."""
-        store = self.store
-        wanted: list[Part] = ["denoiser", *(["clip"] if self.plan.config.text_encoder_learning_rate else [])]
-        c = self.family.load(store.base, wanted, store.dtype, torch.device("cpu") if self.reduced else store.device)
-        c.device = store.device
-        return c
 
     def _restore(self, resumed: Path) -> None:
         state = checkpoint.state(resumed)
@@ -321,7 +305,8 @@ class Run:
             "scale": self.attached.scale,
             "device": str(c.device),
             "precision": str(c.dtype).removeprefix("torch."),
-            "base_format": config.base_format if self.reduced else "full",
+            "base_format": config.base_format if placing.reduced(config) else "full",
+            "block_offload": config.block_offload or 0.0,
             "resumed": self.step > 0,
             "saved_weights": f"moving average, decay {config.ema_decay:g}" if config.ema_decay else "as trained",
             **({"held_out": len(plan.held)} if plan.held else {}),
@@ -348,6 +333,8 @@ class Run:
         self.carried.clear()
         self.average = self.engine = None
         self.ahead.clear()
+        if hasattr(self, "placed"):
+            self.placed.close()
         if self.fast:
             self.fast.lean.undo()
             self.fast = None
@@ -362,7 +349,3 @@ def _read_lora(path: Path, c: Components) -> Any:
     from studio.lora import formats
 
     return formats.read(path, c)
-
-
-def _n_parameters(module: torch.nn.Module) -> int:
-    return sum(math.prod(p.shape) for p in module.parameters())

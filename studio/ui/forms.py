@@ -55,6 +55,7 @@ LABELS = {
     "text_encoder_learning_rate": "Text encoder rate",
     "text_encoder_stop": "Text encoder stops at",
     "base_format": "Bits of the base",
+    "block_offload": "Blocks in main memory",
     "target_pattern": "Targets by pattern",
     "rank_stabilized": "Rank-stabilised scale",
     "lora_plus_ratio": "LoRA+ ratio",

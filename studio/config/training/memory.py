@@ -18,6 +18,9 @@ class Memory(Settings):
     base_format: BaseFormat = Field(
         default="auto", description="Bits of the frozen base: int8 and fp8 halve its memory, nf4 takes a quarter and rounds more; auto is full"
     )
+    block_offload: float | None = Field(
+        default=None, ge=0, le=1, description="Share of the base's blocks that wait in main memory and come when they are needed; empty: as memory asks for it"
+    )
     speed: Literal["auto", "eager", "graph", "compile"] = Field(
         default="auto", description="graph records the whole step once and replays it, compile also compiles its blocks (NVIDIA only); auto chooses"
     )

@@ -1,0 +1,33 @@
+"""Runs whose blocks wait in main memory, as far as a CPU can tell: the same losses and the same file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from studio.errors import RunError
+from studio.families import sources
+from studio.training import preflight
+
+from .conftest import Studio
+
+
+def test_a_run_goes_on_with_another_share_and_ends_with_the_same_weights(studio: Studio, tmp_path: Path, of_kind) -> None:
+    plain = list(studio.run(studio.config(steps=2), tmp_path / "plain"))
+    [first] = of_kind(studio.run(studio.config(steps=1, block_offload=1.0), tmp_path / "waits"), "checkpoint")
+    onward = studio.config(steps=2, block_offload=0.5, start_from=str(tmp_path / "waits" / first.path))
+    more = list(studio.run(onward, tmp_path / "waits"))
+    [start] = of_kind(more, "started")
+    assert start.step == 1 and start.facts["block_offload"] == 0.5
+    ends = [load_file(tmp_path / name / of_kind(events, "checkpoint")[-1].adapter) for name, events in (("plain", plain), ("waits", more))]
+    assert ends[0].keys() == ends[1].keys() and all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+def test_a_base_too_large_for_the_device_is_told_to_let_blocks_wait(monkeypatch: pytest.MonkeyPatch, studio: Studio) -> None:
+    base = sources.find("demo-flux")
+    size = preflight.weights(base) * 4
+    monkeypatch.setattr(preflight, "free_memory", lambda device: int(size * 0.75))
+    with pytest.raises(RunError, match="a larger block_offload"):
+        preflight.memory(base, torch.float32, torch.device("cpu"))
+    preflight.memory(base, torch.float32, torch.device("cpu"), share=1.0)
