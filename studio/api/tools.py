@@ -1,4 +1,4 @@
-"""/api/tools: merge, resize, extract, bake and check as jobs."""
+"""/api/tools: merge, resize, probe, extract, bake and check as jobs."""
 
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ def routes(workspace: Workspace) -> APIRouter:
     router = APIRouter(prefix="/tools")
 
     @router.post("/{kind}", status_code=201)
-    def run(kind: Literal["merge", "resize", "extract", "bake", "check"], body: dict[str, Any]) -> dict[str, Any]:
+    def run(kind: Literal["merge", "resize", "probe", "extract", "bake", "check"], body: dict[str, Any]) -> dict[str, Any]:
         """Submit a tool; the body holds its settings. `bake` takes a `name`; its file is then at /api/jobs/{id}/export.
 
         What `check` finds is the result of its job.

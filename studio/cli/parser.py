@@ -154,7 +154,12 @@ def _add_tools(verbs: "argparse._SubParsersAction[Parser]") -> None:
     extract.add_argument("--energy", metavar="X", help="share of every layer's squared norm to keep; ranks follow from it")
     extract.add_argument("--targets", default="full+conv", metavar="TARGETS", help="which layers may be carried (default full+conv)")
     extract.add_argument("--text-encoders", default=True, action=argparse.BooleanOptionalAction, help="carry text encoder layers too")
-    for tool in (merge, resize, extract):
+    probe = _verb(verbs, "probe", "tools.probe", "a smaller LoRA that predicts held-out pictures as well: every layer trimmed as far as they allow")
+    probe.add_argument("source", metavar="RUN_OR_FILE", help="a run, RUN@STEP, a LoRA of the library, or a file")
+    probe.add_argument("--images", metavar="SET", help="an image set to measure by; without it the pictures that the run held out")
+    probe.add_argument("--base", metavar="B", help="the base of a LoRA that is no run of the studio")
+    probe.add_argument("--tolerance", default="0.01", metavar="X", help="what may be lost, as a share of the loss that the LoRA saves (default 0.01)")
+    for tool in (merge, resize, extract, probe):
         tool.add_argument("--output", metavar="FILE", help="file to write; without it the result joins the library")
         tool.add_argument("--name", help="name in the library and in the file")
         tool.add_argument(

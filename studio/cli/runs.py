@@ -191,7 +191,7 @@ def _locator(workspace: "Workspace", job: str, output: object = None) -> Callabl
     """Reports files by their full paths; the finished LoRA where the user asked for it."""
 
     def seen(event: Event) -> Event:
-        if isinstance(event, Exported) and output:
+        if isinstance(event, Exported) and output and "probe" not in event.report:
             return event.model_copy(update={"path": str(output)})
         if isinstance(event, Exported | Sample) and not Path(event.path).is_absolute():
             return event.model_copy(update={"path": str(workspace.jobs.file(job, event.path))})

@@ -1,6 +1,7 @@
-"""merge, resize, extract, bake, stack check: submit a tool and watch it."""
+"""merge, resize, probe, extract, bake, stack check: submit a tool and watch it."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,28 @@ def merge(arguments: argparse.Namespace) -> int:
 def resize(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
         return _run(workspace, arguments, "resize", {"source": _lora(workspace, arguments.source), "rank": arguments.rank, "energy": arguments.energy})
+
+
+def probe(arguments: argparse.Namespace) -> int:
+    """`probe`: the smallest ranks that predict held-out pictures as well."""
+    with opened(arguments) as workspace:
+        values = {"source": _lora(workspace, arguments.source), "base": _base(workspace, arguments.base) if arguments.base else None}
+        values["images"] = locate(arguments.images, lambda name: knows(workspace.sets.show, name)) if arguments.images else None
+        return _run(workspace, arguments, "probe", {**values, "tolerance": arguments.tolerance}, _probed)
+
+
+def _probed(result: dict[str, Any]) -> None:
+    """What was tried, and what came of it, for people."""
+    report = result["probe"]
+    for one in report["tried"]:
+        between = " to ".join(f"{value:+.2g}" for value in one["between"] or (one["worse"],))
+        tell(f"{one['energy']:.4%} of the energy: {one['parameters']} numbers, loss {one['loss']:.5g} ({between}){'' if one['equal'] else ', too much'}")
+    after, before = report["after"], report["before"]
+    if after is None:
+        tell("no smaller LoRA predicts the held-out pictures as well")
+        return
+    share = 1 - after["parameters"] / before["parameters"]
+    tell(f"{share:.0%} smaller: mean rank {after['mean_rank']:g} of {before['mean_rank']:g}; loss {after['loss']:.5g}, {report['loss']:.5g} before")
 
 
 def extract(arguments: argparse.Namespace) -> int:
@@ -61,7 +84,7 @@ def _compared(found: dict[str, Any]) -> None:
         print(f"  {pair['a']} x {pair['b']}: overlap {pair['overlap']:+.2f}, shared directions {pair['shared']:.2f}, {pair['layers']} layers in common")
 
 
-def _run(workspace: "Workspace", arguments: argparse.Namespace, kind: str, values: dict[str, Any]) -> int:
+def _run(workspace: "Workspace", arguments: argparse.Namespace, kind: str, values: dict[str, Any], told: Callable[[dict[str, Any]], None] | None = None) -> int:
     output = {"output": str(Path(arguments.output).expanduser().absolute()) if arguments.output else None, "dtype": arguments.dtype}
     named = {"name": arguments.name, "format": arguments.format} if "format" in vars(arguments) else {}
     job = workspace.tools.run(kind, {**values, **output, **named})
@@ -77,7 +100,7 @@ def _run(workspace: "Workspace", arguments: argparse.Namespace, kind: str, value
 
     code = follow(workspace, job.id, as_json=arguments.json, seen=seen)
     if code == 0 and not arguments.json:
-        _told(workspace.jobs.show(job.id).result)
+        (told or _told)(workspace.jobs.show(job.id).result)
     return code
 
 

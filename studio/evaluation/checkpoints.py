@@ -23,7 +23,8 @@ from studio.training.run import Run
 from studio.training.validation import Measured, evaluating, interval, measure
 
 # What a run trains with and a look does not need: what it would average or start from is in the checkpoints.
-PLAIN = {"ema_decay": None, "optimizer": "adamw", "optimizer_options": (), "lr_schedule": "constant", "start_from": None}
+# Weights are put in between looks, which recorded steps would not see.
+PLAIN = {"ema_decay": None, "optimizer": "adamw", "optimizer_options": (), "lr_schedule": "constant", "start_from": None, "speed": "eager"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Subject:
 def evaluate(subject: Subject, folder: Path, cache: Path, *, requests: Requests, device: torch.device) -> Iterator[Event]:
     """Measure every checkpoint by the same pictures and noise. Raises InputError if there are no pictures the run has not seen."""
     family, base = families.get(subject.base.family), subject.base
-    made, told = _measured_by(subject)
+    config = build(TrainConfig, {**subject.config.model_dump(), **PLAIN})
+    images_hash = checkpoint.state(subject.checkpoints[-1]).images
+    made, told = measured_by(config, base, subject.images, subject.others, images_hash)
     for message in told:
         yield Warned(message=message)
     store = Cache(cache, base, family, resolve_dtype(made.config.precision, device), device)
@@ -85,27 +88,31 @@ def verdict(rows: Mapping[int, Measured]) -> dict[str, Any]:
     return {"best_step": best, "best_loss": rows[best].loss, "held_out": len(rows[best].names), "checkpoints": table}
 
 
-def _measured_by(subject: Subject) -> tuple[Plan, list[str]]:
-    """The run's plan with the pictures to measure by in place of its own, and what to know about them."""
-    facts = families.get(subject.base.family).facts
-    config = build(TrainConfig, {**subject.config.model_dump(), **PLAIN})
-    made = plan(config, subject.base, facts, subject.images, None)
-    state = checkpoint.state(subject.checkpoints[-1])
-    changed = made.images_hash != state.images
-    if subject.others is None:
+def measured_by(config: TrainConfig, base: Base, images: ImageSet, others: ImageSet | None, images_hash: str) -> tuple[Plan, list[str]]:
+    """The plan of a run with the pictures to measure by, those it held out or `others`, and what to know about them.
+
+    images_hash: of its pictures as it was trained on them; empty if nobody knows, and then all of `others` count as not seen.
+    Raises InputError if there are none that it has not seen.
+    """
+    facts = families.get(base.family).facts
+    if not images_hash:
+        config = build(TrainConfig, {**config.model_dump(), "validation_fraction": 0, "early_stop": None, "rank_probe": False})
+    made = plan(config, base, facts, images, None)
+    if others is None:
         if not made.held:
             raise InputError("the run trained on all its pictures; name an image set that it has not seen, with --images")
-        if changed:
+        if made.images_hash != images_hash:
             raise InputError("the pictures of the run have changed since, and it may have seen those held out now; name an image set with --images")
         return made, []
-    seen = {picture.sha256 for picture in made.pictures}
-    fresh = tuple(picture for picture in subject.others.pictures if picture.sha256 not in seen)
+    seen = {picture.sha256 for picture in made.pictures} if images_hash else set()
+    fresh = tuple(picture for picture in others.pictures if picture.sha256 not in seen)
     if not fresh:
-        raise InputError(f"the run has seen every picture of {subject.others.name}; name an image set that it has not seen")
-    other = plan(build(TrainConfig, {**config.model_dump(), "validation_fraction": 0, "early_stop": None}), subject.base, facts, subject.others, None)
+        raise InputError(f"the run has seen every picture of {others.name}; name an image set that it has not seen")
+    alone = build(TrainConfig, {**config.model_dump(), "validation_fraction": 0, "early_stop": None, "rank_probe": False})
+    other = plan(alone, base, facts, others, None)
     first = {one.picture.name: i for i, one in reversed(list(enumerate(other.shown))) if not one.prior}
     held = tuple(other.want(first[picture.name]) for picture in fresh)
-    n = len(subject.others.pictures) - len(fresh)
+    n = len(others.pictures) - len(fresh)
     return replace(made, held=held), [f"{n} pictures are left out, for the run was trained on them"] if n else []
 
 

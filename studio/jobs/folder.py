@@ -163,7 +163,9 @@ class JobFolder:
         return [found[step] for step in sorted(found)]
 
     def exports(self) -> list[Exported]:
-        return [event for event in self.read()[0] if isinstance(event, Exported)]
+        """Files that were written, oldest first, without the smaller ones that a run offers beside its own."""
+        own = self.manifest().kind == "probe"
+        return [event for event in self.read()[0] if isinstance(event, Exported) and (own or "probe" not in event.report)]
 
 
 def _event(line: bytes) -> Event:

@@ -5,6 +5,7 @@ import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,12 +120,18 @@ def train(work: Work) -> Iterator[Event]:
     given = work.folder.path / finished.result["checkpoint"]
     yield Loading(phase="writing the LoRA file" + (f" of {given.name}, the best" if checkpoint.check(given).best else ""))
     reached("export")
-    exported = _exported_before(work)
+    said = _exported_before(work)
+    exported = next((one for one in said if "probe" not in one.report), None)
     if exported is None:
         exported = _export_run(work, config, given)
         reached("exported")
         yield exported
-    yield Finished(step=finished.step, seconds=finished.seconds, result={**finished.result, "path": exported.path})
+    result = {**finished.result, "path": exported.path}
+    if config.rank_probe and not any("probe" in one.report for one in said):
+        from studio.jobs import probing
+
+        result["probe"] = yield from probing.at_the_end(work, config, given, work.folder.path / exported.path)
+    yield Finished(step=finished.step, seconds=finished.seconds, result=result)
 
 
 def stepping(work: Work) -> Iterator[Event]:
@@ -156,11 +163,11 @@ def _preview(config: TrainConfig, captions: Sequence[str]) -> "Callable[[Compone
     return draw
 
 
-def _exported_before(work: Work) -> Exported | None:
-    """The export of the last checkpoint if the worker died right after it: told twice it would join the library twice."""
+def _exported_before(work: Work) -> list[Exported]:
+    """The exports of the last checkpoint if the worker died right after them: told twice they would join the library twice."""
     said = [event for event in work.folder.read()[0] if isinstance(event, Checkpoint | Exported)]
-    last = said[-1] if said else None
-    return last if isinstance(last, Exported) and (work.folder.path / last.path).is_file() else None
+    found = list(takewhile(lambda event: isinstance(event, Exported), reversed(said)))
+    return [event for event in found if isinstance(event, Exported) and (work.folder.path / event.path).is_file()]
 
 
 def _export_run(work: Work, config: TrainConfig, path: Path) -> Exported:

@@ -13,7 +13,7 @@ from studio.library.database import Database
 from studio.library.files import refuse_full
 from studio.library.layout import Layout
 
-KEPT = ("passed", "faults", "format", "dtype", "modules", "worst_difference", "loaders", "clients", "notes", "checkpoint")
+KEPT = ("passed", "faults", "format", "dtype", "modules", "worst_difference", "loaders", "clients", "notes", "checkpoint", "probe")
 logger = logging.getLogger(__name__)
 
 
@@ -54,9 +54,10 @@ def _adapter(db: Database, layout: Layout, folder: JobFolder, segment: int, even
         told = {"name": manifest.name, "run": manifest.id, "base": manifest.base.get("name"), "trigger": manifest.settings.get("trigger")}
     else:
         told = {"name": manifest.name, "run": manifest.paths.get("run", "")}
-    adapters.register(
-        db, layout, f"{folder.id}-{segment}", folder.path / event.path, {**told, "created": event.time, "report": _kept(event)}, _last_sample(folder, manifest)
-    )
+    id = f"{folder.id}-{segment}"
+    if manifest.kind == "train" and "probe" in event.report:  # the smaller one beside the run's own
+        id, told = f"{id}t", {**told, "name": Path(event.path).stem}
+    adapters.register(db, layout, id, folder.path / event.path, {**told, "created": event.time, "report": _kept(event)}, _last_sample(folder, manifest))
 
 
 def _kept(event: Exported) -> dict[str, Any]:

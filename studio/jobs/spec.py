@@ -104,6 +104,15 @@ class EvaluateConfig(Settings):
     images: str | None = Field(default=None, description="Image set to measure by; empty takes the pictures that the run held out")
 
 
+class ProbeConfig(AdapterOutput):
+    """A smaller LoRA that predicts held-out pictures as well."""
+
+    source: str = Field(min_length=1, description="Run, RUN@STEP, name in the library, or file")
+    images: str | None = Field(default=None, description="Image set to measure by, which it was not trained on; empty takes the pictures that the run held out")
+    base: str | None = Field(default=None, min_length=1, description="Base model of a LoRA that is no run of the studio; empty takes what the library knows")
+    tolerance: float = Field(default=0.01, ge=0, le=1, description="What the smaller one may lose at most, as a share of the loss that the LoRA saves")
+
+
 class CheckConfig(Settings):
     """What the LoRAs of a stack do to each other and, with a base named, how each fits it."""
 
@@ -113,4 +122,11 @@ class CheckConfig(Settings):
     base: str | None = Field(default=None, min_length=1, description="Base model that they are to fit: a registered name, a diffusers folder or a file")
 
 
-TOOLS: Mapping[str, type[Settings]] = {"merge": MergeConfig, "resize": ResizeConfig, "extract": ExtractConfig, "bake": BakeConfig, "check": CheckConfig}
+TOOLS: Mapping[str, type[Settings]] = {
+    "merge": MergeConfig,
+    "resize": ResizeConfig,
+    "probe": ProbeConfig,
+    "extract": ExtractConfig,
+    "bake": BakeConfig,
+    "check": CheckConfig,
+}

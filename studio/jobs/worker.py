@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from studio.errors import Cancelled, Interrupted, NotFound, RunError
 from studio.events import TERMINAL, CancelledEvent, Event, Loading, PausedEvent, Started, Step
-from studio.jobs import captioning, evaluating, tools
+from studio.jobs import captioning, evaluating, probing, tools
 from studio.jobs.devices import torch_name
 from studio.jobs.failures import device_lost, explain, kept
 from studio.jobs.folder import Claim, EventWriter, FolderRequests, JobFolder
@@ -30,7 +30,7 @@ from studio.library.layout import Layout
 
 POLL_SECONDS = 0.1
 LEAVING_SECONDS = 15.0
-ALL_HANDLERS = {**HANDLERS, **tools.HANDLERS, **evaluating.HANDLERS, **captioning.HANDLERS}
+ALL_HANDLERS = {**HANDLERS, **tools.HANDLERS, **evaluating.HANDLERS, **captioning.HANDLERS, **probing.HANDLERS}
 RESERVE_BYTES = 2**16  # kept on the disk so that a claim and a last word fit when nothing else does
 STEPS_TO_CANCEL = 2  # steps an engine may still take after a cancel before it is closed from here
 

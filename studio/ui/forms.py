@@ -51,6 +51,7 @@ LABELS = {
     "validation_every": "Look every",
     "early_stop": "Stop after looks",
     "keep_best": "Keep the best",
+    "rank_probe": "Rank probe",
     "gradient_checkpointing": "Checkpointing",
     "text_encoder_learning_rate": "Text encoder rate",
     "text_encoder_stop": "Text encoder stops at",

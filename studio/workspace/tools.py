@@ -10,7 +10,7 @@ from studio.families import FAMILIES
 from studio.families.base import Base
 from studio.jobs.folder import Manifest
 from studio.jobs.handlers import base_values
-from studio.jobs.spec import TOOLS, BakeConfig, CheckConfig, ExtractConfig, MergeConfig, ResizeConfig
+from studio.jobs.spec import TOOLS, BakeConfig, CheckConfig, ExtractConfig, MergeConfig, ProbeConfig, ResizeConfig
 from studio.library import adapters
 from studio.library.ids import new_id
 from studio.workspace.bases import Bases
@@ -27,6 +27,7 @@ class Tools:
         self._library = library
         self._run_or_file = source
         self._submit = submit
+        self.probe: Callable[[ProbeConfig], JobRecord] | None = None  # needs runs and image sets too
 
     def merge(self, config: MergeConfig) -> JobRecord:
         """The weighted sum of adapters as one."""

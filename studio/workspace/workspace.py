@@ -25,6 +25,7 @@ from studio.workspace.jobs import Jobs, record
 from studio.workspace.library import Library
 from studio.workspace.pairs import Pairs
 from studio.workspace.presets import Presets
+from studio.workspace.probes import Probes
 from studio.workspace.records import DeviceRecord, Status
 from studio.workspace.sets import Sets
 from studio.workspace.sweeps import Sweeps
@@ -54,6 +55,7 @@ class Workspace:
         self.sweeps = Sweeps(layout, self.jobs)
         self.tools = Tools(self.bases, self.library, self.jobs.source, self.jobs.submit)
         self.jobs.tool = self.tools.run
+        self.tools.probe = Probes(layout, self.jobs, self.sets, self.bases, self.library).run
         self.captions = Captions(layout, self.sets, self.jobs)
         self._db = db
         self.repaired = ""  # what had to be mended when the folder was opened, in a sentence

@@ -119,3 +119,31 @@ def test_a_fork_is_a_run_of_its_own_that_says_what_differs(studio: Workspace, tr
     first = next(event for event in events if isinstance(event, Validation))
     assert first.loss == pytest.approx(looks(studio, trained)[2].loss, rel=1e-4)  # it stands where the other stood
     assert [event.step for event in events if isinstance(event, Checkpoint)][-1] == 2
+
+
+def test_a_run_offers_a_smaller_file_beside_its_own(studio: Workspace, trained: str) -> None:
+    """Both join the library; the smaller one says where it comes from, and the run's own file stays what it would be."""
+    job = studio.jobs.train(build(TrainConfig, {**HELD, "name": "wide", "steps": 3, "rank": 8, "seed": 3, "rank_probe": True}))
+    events = list(studio.jobs.follow(job.id))
+    assert events[-1].kind == "finished"
+    report = studio.jobs.show(job.id).result["probe"]
+    assert report["after"] and report["after"]["parameters"] < report["before"]["parameters"] and report["after"]["bytes"] < report["bytes_before"]
+    names = {row.name: row for row in studio.library.list() if row.run == job.id}
+    assert sorted(names) == ["wide", "wide-trimmed"]
+    assert studio.library.path("wide-trimmed").stat().st_size == report["after"]["bytes"]
+    words = read_header(studio.library.path("wide-trimmed")).metadata
+    assert "Trimmed by the rank probe" in words["modelspec.description"] and words["ss_seed"] == "3" and words["ss_network_dim"] == "Dynamic"
+    assert studio.library.show("wide-trimmed").facts["report"]["passed"] and "probe" not in studio.jobs.report(job.id)
+
+
+def test_any_lora_is_probed_by_pictures_that_are_named(studio: Workspace, trained: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nobody knows what judged was trained on; name an image set"):
+        studio.tools.run("probe", {"source": studio.library.show("judged").id, "base": "demo-sdxl"})
+    target = tmp_path / "small.safetensors"
+    job = studio.tools.run("probe", {"source": f"{trained}@2", "tolerance": 0.9, "output": str(target)})
+    events = list(studio.jobs.follow(job.id))
+    assert isinstance(events[-1], Finished), events[-1]
+    report = events[-1].result["probe"]
+    assert report["held_out"] == len(next(iter(looks(studio, trained).values())).by_picture)
+    assert report["loss"] == pytest.approx(looks(studio, trained)[2].loss, rel=1e-4)
+    assert target.is_file() == (report["after"] is not None)

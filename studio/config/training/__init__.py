@@ -37,3 +37,9 @@ class TrainConfig(Keeping, Judging, Memory, Objective, Optimization, Showing, Ne
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs are both given: name one of them")
         return self
+
+    @model_validator(mode="after")
+    def _ranks_to_probe(self) -> Self:
+        if self.rank_probe and self.network in ("loha", "lokr"):
+            raise ValueError(f"rank_probe trims ranks, and a {self.network} has none: leave it out, or set network to lora, dora or adalora")
+        return self
