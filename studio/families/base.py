@@ -58,6 +58,7 @@ class Facts:
     blocks: Mapping[str, str]  # group of blocks a stack may weigh apart -> how module paths inside begin; the first group is the block's number
     unread: Mapping[str, int] = field(default_factory=dict)  # text encoder -> how many of its last layers nothing reads
     fuses: bool = False  # whether LoRA files keep several of its modules (q, k, v) as one
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # text encoder -> what files call it that bring vectors of new words
     negative_prompts: bool = True  # False where guidance is distilled into the base: nothing is drawn away from
 
 
@@ -71,6 +72,7 @@ class Components:
     dtype: "torch.dtype"
     device: "torch.device"
     objective: Literal["epsilon", "v", "flow"]
+    words: "dict[str, Mapping[str, Tensor]]" = field(default_factory=dict, repr=False, compare=False)  # vectors of new words (n, D), by encoder and word
     warm: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what an engine keeps for as long as the base stays loaded
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.families import checkpoints, prompts
+from studio.families import checkpoints, prompts, words
 from studio.families import parts as shared
 from studio.families.base import Base, Components, Conditioning, Facts, Part, Passage
 from studio.families.layout import Section, prefixed
@@ -71,6 +71,7 @@ FACTS = Facts(
         "LCM": "flow_lcm",
     },
     blocks={"double": r"transformer_blocks\.(\d+)\.", "single": r"single_transformer_blocks\.(\d+)\."},
+    words={"text_encoder": ("clip_l",), "text_encoder_2": ("t5", "t5xxl")},
     fuses=True,
     negative_prompts=False,
 )
@@ -124,12 +125,10 @@ class Flux:
 
     def encode_captions(self, c: Components, captions: Sequence[str]) -> Conditioning:
         """prompt_embeds (B, L, D): T5, padding unmasked as the base was trained; pooled_prompt_embeds (B, D2): CLIP."""
-
-        clip, t5 = c.parts["text_encoder"], c.parts.get("text_encoder_2")
-        pooled = clip(shared.tokenize(c.parts["tokenizer"], captions, CLIP_TOKENS, clip.device)).pooler_output
+        pooled = words.read(c, "text_encoder", words.tokenize(c, "text_encoder", captions, CLIP_TOKENS)).pooler_output
         found = {"pooled_prompt_embeds": pooled.to(c.dtype)}
-        if t5 is not None:
-            embeds = t5(shared.tokenize(c.parts["tokenizer_2"], captions, text_tokens(c.base), t5.device))[0]
+        if "text_encoder_2" in c.parts:
+            embeds = words.read(c, "text_encoder_2", words.tokenize(c, "text_encoder_2", captions, text_tokens(c.base)))[0]
             found["prompt_embeds"] = embeds.to(c.dtype)
         return found
 
@@ -137,13 +136,12 @@ class Flux:
         """T5 reads the whole prompt with its weights, in blocks of the base's length; CLIP's part is the first 77 tokens without weights."""
         import torch
 
-        clip, t5 = c.parts["text_encoder"], c.parts["text_encoder_2"]
-        words = " ".join("".join(text for text, _ in passage).strip() for passage in prompt).strip()
-        length = text_tokens(c.base)
+        said = " ".join("".join(text for text, _ in passage).strip() for passage in prompt).strip()
+        length, device = text_tokens(c.base), c.parts["text_encoder_2"].device
         with torch.no_grad():
-            pooled = clip(shared.tokenize(c.parts["tokenizer"], [words], CLIP_TOKENS, clip.device)).pooler_output
-            ids, weights = prompts.t5_batch(c.parts["tokenizer_2"], prompt, length, max(tokens, length), t5.device)
-            embeds = prompts.weighed(t5(ids)[0], weights)
+            pooled = words.read(c, "text_encoder", words.tokenize(c, "text_encoder", [said], CLIP_TOKENS)).pooler_output
+            ids, weights = prompts.t5_batch(c.parts["tokenizer_2"], prompt, length, max(tokens, length), device, words.of(c, "text_encoder_2"))
+            embeds = prompts.weighed(words.read(c, "text_encoder_2", ids)[0], weights)
         return {"prompt_embeds": embeds.to(c.dtype), "pooled_prompt_embeds": pooled.to(c.dtype)}
 
     def predict(self, c: Components, noisy: "Tensor", timesteps: "Tensor", cond: Conditioning, sizes: "Tensor", guidance: float | None = None) -> "Tensor":

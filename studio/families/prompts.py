@@ -1,39 +1,47 @@
 """Prompts of any length with weights, for the two kinds of text encoders: CLIP, which sees 75 tokens at once, and T5, which sees all."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from studio.families import words
 from studio.families.base import Passage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from studio.families.words import Vectors
+
 WINDOW = 75  # CLIP's tokens between begin and end
 BACKTRACK = 20  # a window ends at its last comma if that is no further back
-
+NONE: "Vectors" = MappingProxyType({})
 
 Token = tuple[int, float]  # id and weight
 
 
-def clip_windows(tokenizer: Any, prompt: Sequence[Passage]) -> list[list[Token]]:
-    """Windows of at most 75 tokens; a passage begins a new one, and a full one is cut after a late comma, as A1111 does."""
-    comma = _ids(tokenizer, ",")[-1]
+def clip_windows(tokenizer: Any, prompt: Sequence[Passage], new: "Vectors" = NONE) -> list[list[Token]]:
+    """Windows of at most 75 tokens; a passage begins a new one, and a full one is cut after a late comma, as A1111 does.
+
+    new: words with vectors of their own, which no window cuts in two.
+    """
+    comma = words.pieces(tokenizer, ",", NONE)[-1][0]
     windows: list[list[Token]] = []
     for passage in prompt:
         windows.append([])
         last_comma = -1
-        for number, weight in ((number, weight) for text, weight in passage for number in _ids(tokenizer, text)):
+        for piece, weight in ((piece, weight) for text, weight in passage for piece in words.pieces(tokenizer, text, new)):
             window = windows[-1]
-            if number == comma:
+            full = len(window) + len(piece) > WINDOW
+            if piece == (comma,):
                 last_comma = len(window)
-            elif len(window) == WINDOW and last_comma >= 0 and WINDOW - last_comma <= BACKTRACK:
+            elif full and last_comma >= 0 and WINDOW - last_comma <= BACKTRACK:
                 windows.append(window[last_comma + 1 :])
                 del window[last_comma + 1 :]
                 last_comma = -1
-            if len(windows[-1]) == WINDOW:
+            if len(windows[-1]) + len(piece) > WINDOW:
                 windows.append([])
                 last_comma = -1
-            windows[-1].append((number, weight))
+            windows[-1] += [(number, weight) for number in piece]
     return windows
 
 
@@ -49,11 +57,11 @@ def clip_batch(tokenizer: Any, windows: Sequence[Sequence[Token]], device: Any) 
     return torch.tensor(ids, device=device), torch.tensor(weights, device=device)
 
 
-def t5_batch(tokenizer: Any, prompt: Sequence[Passage], length: int, least: int, device: Any) -> "tuple[Tensor, Tensor]":
+def t5_batch(tokenizer: Any, prompt: Sequence[Passage], length: int, least: int, device: Any, new: "Vectors" = NONE) -> "tuple[Tensor, Tensor]":
     """Ids (1, L) and weights (1, L) of all passages in a row; L is a multiple of `length`, as small as the prompt and `least` let it be."""
     import torch
 
-    tokens = [(number, weight) for passage in prompt for text, weight in passage for number in _ids(tokenizer, text)]
+    tokens = [(number, weight) for passage in prompt for text, weight in passage for piece in words.pieces(tokenizer, text, new) for number in piece]
     tokens.append((tokenizer.eos_token_id, 1.0))
     whole = -(-max(len(tokens), least) // length) * length
     tokens += [(tokenizer.pad_token_id, 1.0)] * (whole - len(tokens))
@@ -72,7 +80,3 @@ def weighed(states: "Tensor", weights: "Tensor") -> "Tensor":
 def in_a_row(states: "Tensor") -> "Tensor":
     """Windows (n, L, D) as one prompt (1, n * L, D)."""
     return states.reshape(1, -1, states.shape[-1])
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from studio.families import checkpoints, prompts
+from studio.families import checkpoints, prompts, words
 from studio.families import parts as shared
 from studio.families.base import Base, Components, Conditioning, Facts, Part, Passage
 from studio.families.layout import Section, prefixed
@@ -41,6 +41,7 @@ FACTS = Facts(
     implementation="https://github.com/Stability-AI/generative-models",
     kohya_version="sdxl_base_v1-0",
     kohya_module="networks.lora",
+    words={"text_encoder": ("clip_l",), "text_encoder_2": ("clip_g",)},
     unread={"text_encoder": 1},  # the first encoder gives its last state but one, the second also its pooled end
     civitai_base="SDXL 1.0",
     defaults={
@@ -135,9 +136,8 @@ class Sdxl:
 
         hidden = []
         pooled = None
-        for number in ("", "_2"):
-            encoder = c.parts[f"text_encoder{number}"]
-            output = encoder(shared.tokenize(c.parts[f"tokenizer{number}"], captions, TOKENS, encoder.device), output_hidden_states=True)
+        for part in FACTS.text_encoders:
+            output = words.read(c, part, words.tokenize(c, part, captions, TOKENS), output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
             pooled = output[0]
         assert pooled is not None
@@ -150,12 +150,12 @@ class Sdxl:
         hidden = []
         pooled = None
         with torch.no_grad():
-            for number in ("", "_2"):
-                encoder, tokenizer = c.parts[f"text_encoder{number}"], c.parts[f"tokenizer{number}"]
-                windows = prompts.clip_windows(tokenizer, prompt)
+            for part in FACTS.text_encoders:
+                tokenizer = c.parts[part.replace("text_encoder", "tokenizer")]
+                windows = prompts.clip_windows(tokenizer, prompt, words.of(c, part))
                 windows += [[] for _ in range(-(-tokens // TOKENS) - len(windows))]
-                ids, weights = prompts.clip_batch(tokenizer, windows, encoder.device)
-                output = encoder(ids, output_hidden_states=True)
+                ids, weights = prompts.clip_batch(tokenizer, windows, c.parts[part].device)
+                output = words.read(c, part, ids, output_hidden_states=True)
                 hidden.append(prompts.in_a_row(prompts.weighed(output.hidden_states[-2], weights)))
                 pooled = output[0][:1]
         assert pooled is not None

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 from studio import families
 from studio.config import GenerateConfig
+from studio.families import words
 from studio.families.base import Components, Conditioning
 from studio.generation.denoise import Guide
 from studio.generation.weighting import passages
@@ -14,7 +15,7 @@ _WARM = "prompts"
 
 def encode(c: Components, prompt: str, text_stack: str, tokens: int = 0) -> Conditioning:
     """Conditioning of one prompt of at least so many tokens. text_stack: fingerprint of what is baked into the text encoders."""
-    if any(hasattr(c.parts.get(part), "peft_config") for part in c.facts.text_encoders):
+    if words.learning(c) or any(hasattr(c.parts.get(part), "peft_config") for part in c.facts.text_encoders):
         return families.get(c.facts.name).encode_prompt(c, passages(prompt), tokens)  # encoders in training give something else after every step
     kept: OrderedDict[tuple[str, str, int], Conditioning] = c.warm.setdefault(_WARM, OrderedDict())
     key = (prompt, text_stack, tokens)

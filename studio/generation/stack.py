@@ -20,6 +20,7 @@ from studio.generation.live import Live
 from studio.generation.sharing import Mode, Shared
 from studio.generation.side import fits
 from studio.generation.strengths import Strength
+from studio.generation.words import Brought, brought
 from studio.lora.adapter import Adapter, Layer, delta, digest, moved
 from studio.lora.attach import module_map
 from studio.lora.formats import LoadReport, report
@@ -45,6 +46,7 @@ class StackReport:
     baked: int = 0  # layers that were computed anew
     live: int = 0  # layers with a side path
     reason: str = ""
+    told: tuple[str, ...] = ()  # of new words
 
     @property
     def mode(self) -> str:
@@ -58,7 +60,7 @@ class StackReport:
             if row and (row.missing or row.mismatched):
                 wrong = [*row.missing, *row.mismatched]
                 found.append(f"LoRA {name}: {len(wrong)} of {len(wrong) + len(row.matched)} layers do not fit this base and are left out, first {wrong[0]}")
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys([*found, *self.told]))
 
 
 class Stack:
@@ -79,6 +81,7 @@ class Stack:
         self._reports: dict[str, LoadReport] = {}  # adapter's key -> how it fits
         self._factors: dict[str, dict[str, Factors | None]] = {}  # and their factors, once they were needed
         self._keys: dict[int, tuple[Adapter, str]] = {}
+        self._words: list[Brought] = []  # new words, image by image
 
     def set(self, rows: Rows, names: Sequence[str] = (), mode: Mode = "auto") -> StackReport:
         """Make the stack exactly these adapters at these strengths; weight 0 is the same as leaving the row out.
@@ -96,6 +99,7 @@ class Stack:
         try:
             reports = tuple(self._fit(adapter, strengths.row_of(strength, name)) for (adapter, strength), name in zip(rows, called, strict=True))
             self._rows = [sharing.gather([strengths.row_of(strength, self._key(adapter)) for adapter, strength in stack]) for stack in stacks]
+            self._words = [self._bring(stack, said or _names(stack)) for stack, said in zip(stacks, names, strict=True)]
             self._shared = sharing.share(self._rows, self._placed, self._c.facts, mode, self)
             baked, finite = self._baked.set({**self._shared.baked, **self._text(0)}, self._adding)
             sound = self._live.set(self._shared.live, len(stacks), self._products) and self._whisper(0)
@@ -105,8 +109,10 @@ class Stack:
             self.clear()
             self._forget([])
             raise
+        self._insert(0)
         self._forget([adapter for adapter, _ in rows])
-        return StackReport(reports, tuple(called), baked, self._live.layers + self._spoken.layers, self._shared.reason)
+        told = tuple(line for brought in self._words for line in brought.told)
+        return StackReport(reports, tuple(called), baked, self._live.layers + self._spoken.layers, self._shared.reason, told)
 
     def at(self, position: float) -> None:
         """Move scheduled strengths to a share of the denoising: 0 is the first step, 1 the last."""
@@ -116,13 +122,15 @@ class Stack:
         """Put the stack of this image of the batch on the text encoders: its prompt is encoded next."""
         self._baked.set({**self._shared.baked, **self._text(image)}, self._adding)
         self._whisper(image)
+        self._insert(image)
 
     def clear(self) -> None:
         """Put every tensor of the base back and take every side path off."""
         self._live.clear()
         self._spoken.clear()
         self._baked.clear()
-        self._rows, self._shared = [], Shared({}, {}, "")
+        self._rows, self._shared, self._words = [], Shared({}, {}, ""), []
+        self._insert(0)
 
     @property
     def layout(self) -> str:
@@ -135,6 +143,7 @@ class Stack:
         if parts:
             text = [(row.name, part, strengths.on_path(row, f"{part}.", self._c.facts)) for row in self._rows[image] for part in parts] if self._rows else []
             made = [f"{key} {part} {weight!r}" for key, part, weight in text if weight and any(path.startswith(f"{part}.") for path in self._placed[key])]
+            made += self._words[image].keys if self._words else ()
         return hashlib.sha256(repr(made).encode()).hexdigest()[:16] if made else ""
 
     def is_quantised(self, path: str) -> bool:
@@ -176,6 +185,14 @@ class Stack:
         if known is None:
             known = self._keys[id(adapter)] = (adapter, digest(adapter, self._c.device))
         return known[1]
+
+    def _bring(self, rows: Rows, names: Sequence[str]) -> Brought:
+        """The new words of one image's stack."""
+        on = [(name, adapter) for name, (adapter, strength) in zip(names, rows, strict=True) if not strengths.row_of(strength, name).off]
+        return brought(self._c, sorted((self._key(adapter), name, adapter) for name, adapter in on if adapter.embeddings))
+
+    def _insert(self, image: int) -> None:
+        self._c.words = dict(self._words[image].vectors) if self._words else {}
 
     def _text(self, image: int) -> dict[str, Recipe]:
         """What this image's stack makes of the text encoders' weights."""

@@ -1,5 +1,6 @@
 """Adapter files for others, in the worker: written with their history, proven, and only then given their name."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -34,25 +35,45 @@ def adapter_of(source: Path) -> "Adapter":
 
 
 def publish(adapter: "Adapter", target: Path, format: Format, dtype: Dtype, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Write the file, prove it, and only then let it take its name; the report of the proof. Raises FormatError if it fails."""
+    """Write the file, prove it, and only then let it take its name; the report of the proof. Raises FormatError if it fails.
+
+    Vectors of new words, which a PEFT file has no place for, are written apart, and told as `words`.
+    """
     from studio.lora import formats, proof
     from studio.lora.header import completed
 
     part = target.with_name(f".{target.stem}.new.safetensors")  # an older file of the name stays until the new one is proven
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        formats.write(adapter, part, format=format, dtype=dtype, metadata=completed(metadata, adapter, target.stem))
-        report = proof.prove(part, adapter, format)
+        given = dataclasses.replace(adapter, embeddings={}) if format == "peft" else adapter
+        formats.write(given, part, format=format, dtype=dtype, metadata=completed(metadata, adapter, target.stem))
+        report = proof.prove(part, given, format)
         if not report["passed"]:
             raise FormatError(f"{target.name} was not published: {report['faults'][0]}")
         part.replace(target)
+        apart = words_apart(adapter, target, dtype, metadata) if format == "peft" else []
     except OSError as error:
         raise RunError(f"{target} cannot be written ({error.strerror}); what it is made from is kept: export it to another place") from error
     except FormatError as error:
         raise FormatError(str(error).replace(part.name, target.name)) from None
     finally:
         part.unlink(missing_ok=True)
-    return {**report, "file": target.name}
+    return {**report, "file": target.name, "words": apart}
+
+
+def words_apart(adapter: "Adapter", target: Path, dtype: Dtype, metadata: Mapping[str, str]) -> list[str]:
+    """Write the vectors of new words beside the file, a file each in the folder NAME-words; the names of what was written."""
+    import torch
+
+    from studio.lora.formats import embeddings
+
+    number = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    said = {key: value for key, value in metadata.items() if key in ("ss_base_model_version", "modelspec.license", "modelspec.author")}
+    folder = target.with_name(f"{target.stem}-words")
+    for word in adapter.embeddings:
+        folder.mkdir(exist_ok=True)
+        embeddings.write(folder / f"{word}.safetensors", adapter, word, number, said)
+    return [f"{folder.name}/{word}.safetensors" for word in adapter.embeddings]
 
 
 def side_files(target: Path, picture: Path | None) -> list[str]:

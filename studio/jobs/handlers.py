@@ -231,6 +231,7 @@ def export(work: Work) -> Iterator[Event]:
         given = checkpoint.check(source.parent)
         report = {**report, "checkpoint": {"step": given.step, "best": given.best}}
     beside = exporting.side_files(target, picture) if config.side_files else []
+    beside += exporting.words_apart(adapter, target, config.dtype, words) if config.side_files else report["words"]
     shown = target.as_posix() if config.output else target.relative_to(work.folder.path).as_posix()
     yield Exported(path=shown, report={**report, "side_files": beside})
     yield Finished(result={"path": shown})

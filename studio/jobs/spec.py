@@ -20,7 +20,9 @@ class ExportConfig(Settings):
     dtype: Dtype = Field(default="fp16", description="Number format in the file")
     thumbnail: bool = Field(default=True, description="Keep a small preview picture in the header")
     tags: Literal["auto", "always", "never"] = Field(default="auto", description="Count the words of the captions in the header; auto only if they are tags")
-    side_files: bool = Field(default=False, description="Write a preview picture, a card for web UIs and a text for Civitai beside the file")
+    side_files: bool = Field(
+        default=False, description="Write a preview picture, a card for web UIs, a text for Civitai and the vectors of new words beside the file"
+    )
 
 
 class CaptionConfig(Settings):

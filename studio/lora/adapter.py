@@ -251,9 +251,11 @@ def digest(adapter: Adapter, device: "torch.device") -> str:
     """
     import torch
 
-    paths = sorted(adapter.layers)
-    found = {path: tensors(adapter.layers[path]) for path in paths}
-    said = [f"{path} {facts(adapter.layers[path])} {[(tuple(value.shape), str(value.dtype)) for value in found[path]]}" for path in paths]
+    found = {path: tensors(adapter.layers[path]) for path in sorted(adapter.layers)}
+    said = [f"{path} {facts(adapter.layers[path])} {[(tuple(value.shape), str(value.dtype)) for value in values]}" for path, values in found.items()]
+    spoken = {f"{word} {name}": [rows] for word, vectors in sorted(adapter.embeddings.items()) for name, rows in sorted(vectors.items())}
+    said += [f"{name} {tuple(rows.shape)} {rows.dtype}" for name, [rows] in spoken.items()]
+    found |= spoken
     sums = []
     for dtype in dict.fromkeys(value.dtype for values in found.values() for value in values):
         flat = torch.cat([value.detach().flatten() for values in found.values() for value in values if value.dtype == dtype]).to(device)

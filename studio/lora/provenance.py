@@ -104,9 +104,10 @@ def training_metadata(config: TrainConfig, base: Base, run: Trained, tags: Tags 
     }
     if objective in ("epsilon", "v"):
         found["modelspec.prediction_type"] = objective
-    if config.trigger:
-        found["modelspec.trigger_phrase"] = config.trigger
-        found["modelspec.usage_hint"] = f"Write {config.trigger} in the prompt."
+    trigger = config.trigger or ", ".join(config.new_words)
+    if trigger:
+        found["modelspec.trigger_phrase"] = trigger
+        found["modelspec.usage_hint"] = f"Write {trigger} in the prompt."
     return dict(sorted(found.items()))
 
 

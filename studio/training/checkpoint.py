@@ -291,6 +291,9 @@ def _refuse_broken(adapter: Adapter, step: int) -> None:
     for path, layer in adapter.layers.items():
         if not all(bool(tensor.isfinite().all()) for tensor in tensors(layer)):
             raise RunError(f"step {step}: the weights of {path} are not finite; lower the learning rate and resume from an earlier checkpoint")
+    for word, vectors in adapter.embeddings.items():
+        if not all(bool(tensor.isfinite().all()) for tensor in vectors.values()):
+            raise RunError(f"step {step}: the vectors of {word} are not finite; lower word_learning_rate and resume from an earlier checkpoint")
 
 
 def _write(path: Path, content: bytes) -> dict[str, Any]:

@@ -35,5 +35,5 @@ def drawn(store: Cache, draws: Sequence[Draw], wants: Sequence[Want], config: Tr
         there(weight) if config.prior_weight != 1.0 else None,  # the same in every batch, so that a recorded step fits them all
         there(prior) if any(want.prior for want in wants) else None,
         store.batch(rivals).latents if rivals else None,
-        tuple(want.caption for want in wants) if config.text_encoder_learning_rate else (),
+        tuple(want.caption for want in wants) if config.reads_live else (),
     )

@@ -47,8 +47,9 @@ def reduced(config: TrainConfig) -> bool:
 
 
 def load(family: Family, store: Cache, config: TrainConfig) -> Placed:
-    """The denoiser, and the encoders that are trained. What is rounded or waits comes by way of the CPU, so that the device never holds it in full."""
-    parts: list[Part] = ["denoiser", *(["clip"] if config.text_encoder_learning_rate else [])]
+    """The denoiser, and the encoders that are trained or read trained words. What is rounded or waits comes by way of the CPU, so that the device never holds it in full."""
+    spoken: list[Part] = ["text"] if config.word_t5 else ["clip"] if config.reads_live else []
+    parts: list[Part] = ["denoiser", *spoken]
     share = config.block_offload or 0.0
     c = family.load(store.base, parts, store.dtype, CPU if share or reduced(config) else store.device)
     c.device = store.device

@@ -16,7 +16,7 @@ from studio.data.images import ImageSet, Picture
 from studio.errors import ImageError, SettingsError
 from studio.families import quantised
 from studio.families.base import Base, Facts
-from studio.training import checkpoint, draws, holdout, networks, optim
+from studio.training import checkpoint, draws, holdout, networks, newwords, optim
 from studio.training.draws import Draw
 from studio.training.showing import Shown, shown
 
@@ -114,6 +114,7 @@ def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resume
         *_warnings(images, entries, order, config),
         *([few] if 0 < len(held) < FEW_HELD else []),
         *networks.check(config, facts, steps, resumed is not None),
+        *newwords.check(config, facts, kept),
     )
     # Each is judged once: at the first size, under the first caption.
     judged = tuple(Want(one.picture, one.crop, False, one.captions[0], config.masked_loss, rival=one.rival) for one in held)

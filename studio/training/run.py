@@ -17,7 +17,7 @@ from studio.events import Checkpoint, Validation
 from studio.families.base import Components, Family
 from studio.killpoints import reached
 from studio.lora import attach
-from studio.training import carried, checkpoint, objective, optim, placing
+from studio.training import carried, checkpoint, newwords, objective, optim, placing
 from studio.training import team as teams
 from studio.training.average import Average
 from studio.training.carried import Carried, Memory
@@ -79,6 +79,8 @@ class Run:
             torch.manual_seed(config.seed)
             text_rate = (config.text_encoder_learning_rate or 0.0) / (config.learning_rate or 1.0)
             self.attached = attach.attach(c, config, text_rate=text_rate, fresh=resumed is None)
+            if config.new_words:
+                self.attached.words = attach.begin(c, config, newwords.rate(config))
         if resumed:
             attach.restore(self.attached, checkpoint.adapter(resumed))
         elif config.start_from:
@@ -128,6 +130,8 @@ class Run:
         self.notes.clear()
         if config.text_encoder_stop and self.step >= config.text_encoder_stop:
             self.attached.leave_encoders()
+        if self.attached.words and config.word_stop and self.step >= config.word_stop:
+            self.attached.words.leave()
         while (loss := self._accumulated(numbers, pictures)) is None:
             self._halve()
         loss = teams.current().sum(loss, self.stepper.weights.exact)

@@ -64,6 +64,8 @@ def _obstacle(attached: Attached, config: TrainConfig) -> str:
         return "the base is asked without its adapter within a step"
     if any(place.part != c.facts.denoiser for place in attached.places):
         return "text encoders are trained too"
+    if attached.words:
+        return "new words are trained, so captions are read anew in every step"
     if not attached.plain:
         return f"network {config.network} with these settings cannot be regrouped"
     return fused.obstacle(c.denoiser, NAME)

@@ -189,8 +189,8 @@ class Stepper:
         return self.family.predict(self.components, noised.noisy, noised.timesteps, conditioning, batch.sizes)
 
     def _conditioning(self, micro: Micro) -> Conditioning:
-        """What was cached, and from trained encoders what they give now."""
-        if not self.attached.encoders:
+        """What was cached, and from encoders that are trained or read trained words what they give now."""
+        if not self.attached.reads_live:
             return micro.batch.conditioning
         return micro.batch.conditioning | self.family.encode_captions(self.components, micro.captions)
 
@@ -244,7 +244,9 @@ class Stepper:
         layers: dict[str, list[Tensor | None]] = {}
         for name, parameter, live in zip(self.weights.names, self.weights.exact, self.weights.live, strict=True):
             if not live.requires_grad:
-                continue  # a text encoder that has learned enough
+                continue  # a text encoder or a word that has learned enough
+            if self.attached.words and parameter.grad is None and name in self.attached.words.names:
+                continue  # no caption of this step says it
             layers.setdefault(self.attached.layer_of[name], []).append(parameter.grad)
         missed = [path for path, grads in layers.items() if all(grad is None for grad in grads)]
         if missed:

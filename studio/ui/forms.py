@@ -55,6 +55,11 @@ LABELS = {
     "gradient_checkpointing": "Checkpointing",
     "text_encoder_learning_rate": "Text encoder rate",
     "text_encoder_stop": "Text encoder stops at",
+    "word_vectors": "Vectors a word",
+    "word_init": "Words start from",
+    "word_learning_rate": "Rate of the words",
+    "word_stop": "Words stop at",
+    "word_t5": "Words for T5 too",
     "base_format": "Bits of the base",
     "block_offload": "Blocks in main memory",
     "target_pattern": "Targets by pattern",
@@ -78,7 +83,7 @@ LABELS = {
     "format": "File format",
     "live_preview": "Preview every",
 }
-LINES = {"prompt": 4, "negative_prompt": 2, "sample_prompts": 3, "block_ranks": 2, "block_alphas": 2, "block_rates": 2}
+LINES = {"prompt": 4, "negative_prompt": 2, "sample_prompts": 3, "word_init": 2, "block_ranks": 2, "block_alphas": 2, "block_rates": 2}
 WIDE = frozenset(
     {"base", "target_pattern", "block_ranks", "block_alphas", "block_rates", "prompt", "negative_prompt", "sample_prompts", "start_from", "encoders", "vae"}
 )

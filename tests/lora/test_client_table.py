@@ -25,6 +25,7 @@ def files() -> dict[str, tuple[Shapes, dict[str, str]]]:
         "SDXL, DoRA, lengths by output": (dora(sdxl(full), "output"), SDXL),
         "SDXL, LoHa": (loha(sdxl(full)), SDXL),
         "SDXL, LoKr": (lokr(sdxl(full)), SDXL),
+        "SDXL, kohya, with a new word": ({**sdxl(full), "bundle_emb.zib.clip_l": (2, 768), "bundle_emb.zib.clip_g": (2, 1280)}, SDXL),
         "FLUX.1, LoHa": (loha(flux(full, text=False)), FLUX),
         "FLUX.1, LoKr, q, k and v apart": (lokr(apart(peft(full, "flux"))), FLUX),
         "FLUX.1, DoRA, lengths by output": (dora(flux(full, text=False), "output"), FLUX),
@@ -32,6 +33,7 @@ def files() -> dict[str, tuple[Shapes, dict[str, str]]]:
         "FLUX.1, kohya, layers outside the blocks too": (flux(full, outside=True, text=False), FLUX),
         "FLUX.1, kohya, no alpha": (flux(full, alpha=False), FLUX),
         "FLUX.1, kohya, with T5": ({**flux(full), **t5("lora_te3")}, FLUX),
+        "FLUX.1, kohya, with a new word": ({**flux(full), "bundle_emb.zib.clip_l": (2, 768)}, FLUX),
         "FLUX.1, PEFT names, no alpha": (peft(full, "flux"), FLUX),
         "FLUX.1, PEFT names and alpha": (peft(full, "flux", alpha=True), FLUX),
         "FLUX.1, PEFT names and CLIP-L": ({**peft(full, "flux"), **encoder("text_encoder", 12, 768, ("lora_A.weight", "lora_B.weight"), alpha=False)}, FLUX),
@@ -71,6 +73,7 @@ def word(verdict: Verdict) -> str:
     if verdict.loads in ("no", "not applicable"):
         return "no" if verdict.loads == "no" else "-"
     count = "all" if verdict.loads == "yes" else f"{verdict.matched} of {verdict.total}"
+    count = count if verdict.words is not False else f"{count}, not the word"
     return count if verdict.strength is not False else f"{count}, wrong strength"
 
 

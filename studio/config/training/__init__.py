@@ -12,6 +12,7 @@ from studio.config.training.keeping import Keeping
 from studio.config.training.length import Length
 from studio.config.training.memory import Memory
 from studio.config.training.network import Network
+from studio.config.training.newwords import NewWords
 from studio.config.training.objective import Objective
 from studio.config.training.optimization import Optimization
 from studio.config.training.showing import Showing
@@ -28,9 +29,17 @@ class Subject(Settings):
 
 
 # pydantic collects fields from the last base to the first, so that the settings stand in the order of GROUPS
-class TrainConfig(Keeping, Judging, Memory, Objective, Optimization, Showing, Network, Length, Subject, BaseChoice):
-    GROUPS: ClassVar[tuple[type[Settings], ...]] = (BaseChoice, Subject, Length, Network, Showing, Optimization, Objective, Memory, Judging, Keeping)
+class TrainConfig(Keeping, Judging, Memory, Objective, Optimization, Showing, NewWords, Network, Length, Subject, BaseChoice):
+    GROUPS: ClassVar[tuple[type[Settings], ...]] = (
+        *(BaseChoice, Subject, Length, Network, NewWords, Showing),
+        *(Optimization, Objective, Memory, Judging, Keeping),
+    )
     ALTERNATIVES: ClassVar[Mapping[str, str]] = {"steps": "epochs"}
+
+    @property
+    def reads_live(self) -> bool:
+        """Whether captions are encoded anew in every step, because what encodes them is trained."""
+        return self.text_encoder_learning_rate is not None or bool(self.new_words)
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Self:

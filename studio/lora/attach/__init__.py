@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,13 @@ from studio.lora.attach.dropout import Chance, KeyedDropout
 from studio.lora.attach.frozen import fingerprint
 from studio.lora.attach.kinds import KINDS
 from studio.lora.attach.modules import module_map, parameter_map
+from studio.lora.attach.newwords import Vectors, begin
 from studio.lora.attach.weights import NAME
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["NAME", "Allocator", "Attached", "attach", "collect", "detach", "fingerprint", "load", "module_map", "parameter_map", "restore"]
+__all__ = ["NAME", "Allocator", "Attached", "attach", "begin", "collect", "detach", "fingerprint", "load", "module_map", "parameter_map", "restore"]
 UP = ".lora_B."  # what LoRA+ trains faster
 
 
@@ -37,6 +38,7 @@ class Attached:
     modules: list[Any]  # PEFT's layers
     chance: Chance
     allocator: Allocator | None = None
+    words: Vectors | None = None  # of new words, trained too
 
     @property
     def paths(self) -> list[str]:
@@ -46,7 +48,7 @@ class Attached:
     def plain(self) -> bool:
         """Whether every layer is base(x) + scale * up(down(x)) and every step does the same work, so that it may be regrouped or captured."""
         network = self.network
-        return network.network == "lora" and network.init not in origin.INITS and network.dropout == 0 and not self.encoders
+        return network.network == "lora" and network.init not in origin.INITS and network.dropout == 0 and not self.reads_live
 
     @property
     def scale(self) -> float:
@@ -56,17 +58,18 @@ class Attached:
 
     def trainable(self) -> "dict[str, nn.Parameter]":
         """Name -> parameter; the encoders' names begin with their part and a colon."""
-        return {name: parameter for _, name, parameter in self._parameters()}
+        return {name: parameter for _, name, parameter in self._parameters()} | {name: parameter for name, _, parameter in self._vectors()}
 
     def rates(self) -> dict[str, float]:
         """Name of a parameter -> its share of the run's learning rate."""
         faster = self.network.lora_plus_ratio
-        return {name: place.rate * (faster if UP in name else 1.0) for place, name, _ in self._parameters()}
+        words = {name: self.words.rate for name, _, _ in self._vectors()} if self.words else {}
+        return {name: place.rate * (faster if UP in name else 1.0) for place, name, _ in self._parameters()} | words
 
     @cached_property
     def layer_of(self) -> dict[str, str]:
-        """Name of a parameter -> path of its layer."""
-        return {name: place.path for place, name, _ in self._parameters()}
+        """Name of a parameter -> path of its layer; of a new word's, its name in a file."""
+        return {name: place.path for place, name, _ in self._parameters()} | {name: path for name, path, _ in self._vectors()}
 
     def _parameters(self) -> "Iterator[tuple[Place, str, nn.Parameter]]":
         for place, module in zip(self.places, self.modules, strict=True):
@@ -74,6 +77,14 @@ class Attached:
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     yield place, f"{before}.{name}", parameter
+
+    def _vectors(self) -> "Iterator[tuple[str, str, nn.Parameter]]":
+        yield from self.words.parameters() if self.words else ()
+
+    @property
+    def reads_live(self) -> bool:
+        """Whether what encodes captions is trained."""
+        return self.words is not None or bool(self.encoders)
 
     @property
     def encoders(self) -> list[str]:
@@ -133,6 +144,10 @@ def load(attached: Attached, adapter: Adapter) -> None:
     with torch.no_grad():
         for place, module in zip(attached.places, attached.modules, strict=True):
             kind.fill(module, adapter.layers.get(place.path), place.path)
+    if attached.words:
+        attached.words.load(adapter)
+    elif adapter.embeddings:
+        raise FormatError(f"the LoRA brings the new word {next(iter(adapter.embeddings))!r}, which is not trained here; name it in new_words")
 
 
 def restore(attached: Attached, adapter: Adapter) -> None:
@@ -143,7 +158,7 @@ def restore(attached: Attached, adapter: Adapter) -> None:
             layer = adapter.layers[place.path]
             assert isinstance(layer, LowRank)
             halves[place.path] = origin.restore(module, layer)
-        adapter = Adapter(adapter.family, halves)
+        adapter = replace(adapter, layers=halves)
     load(attached, adapter)
 
 
@@ -159,7 +174,7 @@ def collect(attached: Attached) -> Adapter:
         found[place.path] = layer
     if attached.network.network == "dora":
         found |= lowrank.untrained_partners(module_map(attached.components), found)
-    return Adapter(attached.components.facts.name, found)
+    return Adapter(attached.components.facts.name, found, embeddings=attached.words.collect() if attached.words else {})
 
 
 def detach(c: Components) -> None:

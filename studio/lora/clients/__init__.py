@@ -26,6 +26,7 @@ class Verdict:
     matched, total: modules as the file counts them. strength: whether weight 1 means what was trained; None where nothing is loaded.
     label: the base it shows; empty if it shows none. listed: whether the file appears among the LoRAs for its base.
     inherent: a wrong strength lies in the kind of layers, not in how the file was written.
+    words: whether it reads the new words that come with the layers; None where there are none, or nothing is loaded.
     """
 
     client: str
@@ -37,10 +38,11 @@ class Verdict:
     listed: bool
     reasons: tuple[str, ...]
     inherent: bool = False
+    words: bool | None = None
 
     @property
     def good(self) -> bool:
-        return self.loads in ("yes", "not applicable") and self.strength is not False and self.listed
+        return self.loads in ("yes", "not applicable") and self.strength is not False and self.listed and self.words is not False
 
 
 def check(
@@ -101,16 +103,18 @@ def _verdict(client: str, c: Content, base: str, foreign: str) -> Verdict:
     weak = [reason for applies, reason in rules.weakens if applies(c)]
     limits = [reason for applies, reason in rules.limits if applies(c)]
     unlisted = hidden(client, c)
-    told = (*reasons, *weak, *limits, *([unlisted] if unlisted else []))
+    wordless = rules.wordless if c.words else ""
+    told = (*reasons, *weak, *limits, *(said for said in (wordless, unlisted) if said))
     loads: Loads = "yes" if kept == total else "partly"
-    return Verdict(client, loads, kept, total, not (weak or limits), label, not unlisted, told, bool(limits) and not weak)
+    words = not wordless if c.words else None
+    return Verdict(client, loads, kept, total, not (weak or limits), label, not unlisted, told, bool(limits) and not weak, words)
 
 
 def _sift(c: Content, rules: Rules) -> tuple[int, list[str]]:
     """How many modules are applied, and why the others are not."""
     left = list(c.modules)
     reasons: list[str] = []
-    tensors = 0
+    tensors = c.vectors if rules.wordless else 0
     for applies, reason in rules.loses:
         lost = [module for module in left if applies(module)]
         if lost:

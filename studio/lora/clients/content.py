@@ -5,7 +5,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from studio.lora.formats import names
 Shapes = Mapping[str, tuple[int, ...]]
 
 TOKEN_WIDTHS = {2048, 3072}  # what SDXL's text cross-attention and FLUX.1's transformer take in
-_EMBEDDED = "bundle_emb."  # textual inversions in the same file
 _KIND = re.compile(
     r"\.(lora_(?P<side>down|up|mid)\.weight|lora_(?P<ab>[AB])(\.\w+)?\.weight|lora(_linear_layer)?\.(?P<plain>down|up)\.weight|(?P<own>down|up)"
     r"|(?P<magnitude>lora_magnitude_vector)(\.\w+)*|lora_[AB](\.\w+)?\.bias|(?P<bare>alpha|dora_scale|hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2)"
@@ -86,6 +85,12 @@ class Content:
     metadata: Mapping[str, str]
     alphas: Mapping[str, float] | None = None
     digest: str = ""
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # new words bundled with the layers -> the encoders they have vectors for
+
+    @property
+    def vectors(self) -> int:
+        """Tensors of new words."""
+        return sum(len(encoders) for encoders in self.words.values())
 
     @cached_property
     def family(self) -> str:
@@ -138,12 +143,14 @@ class Content:
 def content(shapes: Shapes, metadata: Mapping[str, str], alphas: Mapping[str, float] | None = None, digest: str = "") -> Content:
     """The modules behind the names and shapes of a file."""
     groups: dict[str, dict[str, tuple[int, ...]]] = {}
+    words: dict[str, tuple[str, ...]] = {}
     for key, shape in shapes.items():
-        if key.startswith(_EMBEDDED):
+        if (found := names.embedding(key)) is not None:
+            words[found[0]] = (*words.get(found[0], ()), found[1])
             continue
         name, kind = _split(key)
         groups.setdefault(name, {})[kind] = shape
-    return Content(tuple(_module(name, kinds) for name, kinds in groups.items()), metadata, alphas, digest)
+    return Content(tuple(_module(name, kinds) for name, kinds in groups.items()), metadata, alphas, digest, words)
 
 
 def read_alphas(path: Path) -> dict[str, float]:

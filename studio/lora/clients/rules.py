@@ -25,6 +25,7 @@ class Rules:
     limits: tuple[Refusal, ...] = ()  # the same, but it lies in the kind of layers, however they are written
     most_lost: int | None = None  # tensors it leaves out before it refuses the file
     needs: tuple[Callable[[Content], frozenset[str]], str] | None = None  # modules that it passes over because others are not there
+    wordless: str = ""  # why it leaves out new words that are bundled with the layers; empty if it reads them
 
 
 def spelled(*spellings: str) -> Callable[[Content], bool]:
@@ -170,13 +171,22 @@ _COMFY_LIMITS = (_OUTPUT_1, _MAGNITUDE)
 _COMFY_WEAKENS = (_FLAT, _HEADER)
 
 
+_WORDLESS = "new words are left out: it looks for a file of each word among its embeddings, which an export with side files writes"
+_SILENT = "new words are left out"
+
+
+def brings_words(c: Content) -> bool:
+    return bool(c.words)
+
+
 def _comfy(family: str) -> Rules:
-    return Rules(loses=((of_other(family), "belong to another base model"), *_COMFY_LOSSES), weakens=_COMFY_WEAKENS, limits=_COMFY_LIMITS)
+    losses = ((of_other(family), "belong to another base model"), *_COMFY_LOSSES)
+    return Rules(loses=losses, weakens=_COMFY_WEAKENS, limits=_COMFY_LIMITS, wordless=_WORDLESS)
 
 
 def _forge(family: str) -> Rules:
     comfy = _comfy(family)
-    return Rules(loses=comfy.loses, weakens=comfy.weakens, limits=comfy.limits, most_lost=12)
+    return Rules(loses=comfy.loses, weakens=comfy.weakens, limits=comfy.limits, most_lost=12, wordless=_WORDLESS)
 
 
 def _scripts(family: str, *more: Loss) -> tuple[Loss, ...]:
@@ -193,6 +203,7 @@ SCRIPTS_SDXL = Rules(
     refuses=(_NO_NETWORK, _TUCKER_SIZE, _SCRIPTS_SHAPE),
     loses=_scripts("sdxl", (outside_blocks, "embedders, the first and the last convolution are never part of its network")),
     limits=_PLAIN,
+    wordless=_SILENT,
 )
 SCRIPTS_FLUX = Rules(
     refuses=(
@@ -206,9 +217,11 @@ SCRIPTS_FLUX = Rules(
         (lambda m: m.inner in ("proj_out", "norm_out.linear"), "the last layer is never part of its network"),
     ),
     limits=_PLAIN,
+    wordless=_SILENT,
 )
 DIFFUSERS_SDXL = Rules(
     refuses=(
+        (lambda c: brings_words(c) and bool(c.spellings & set(KOHYA)), "takes a file with new words for PEFT names and finds no layer; export as peft"),
         (of_other_family("sdxl"), _WRONG_BASE_RAISES),
         (algorithm("loha", "lokr", "diff", "other"), "raises on layers other than plain LoRA"),
         (has("mid"), "layers with a middle (lora_mid) raise ValueError"),
@@ -226,6 +239,7 @@ DIFFUSERS_SDXL = Rules(
     ),
     weakens=((alphas_differ, "takes the commonest alpha for every attention layer, so layers with another one get another strength"),),
     limits=((axis("input", "output", "flat"), "drops dora_scale with a warning; the plain LoRA inside is applied"),),
+    wordless=_SILENT,
 )
 DIFFUSERS_FLUX = Rules(
     refuses=(
@@ -242,6 +256,7 @@ DIFFUSERS_FLUX = Rules(
         (lambda m: not m.paths and m.spelling != "xlabs", "these names have no place in the base model"),
     ),
     limits=((axis("input", "output", "flat"), "drops dora_scale with a warning; the plain LoRA inside is applied"),),
+    wordless=_SILENT,
 )
 A1111_SDXL = Rules(
     loses=(
@@ -265,9 +280,11 @@ INVOKE_SDXL = Rules(
     ),
     loses=(_UNKNOWN,),
     limits=(_OUTPUT_21,),
+    wordless=_WORDLESS,
 )
 INVOKE_FLUX = Rules(
     refuses=(
+        (brings_words, "recognises FLUX.1 files only where every tensor is of a layer, and vectors of new words are not"),
         (of_other_family("flux"), "is probed as a LoRA for another base model"),
         (unmatched_by_invoke, "raises on layers outside the blocks (img_in, txt_in, time_in, vector_in, guidance_in, adaLN)"),
         (spelled("lycoris"), "does not know names that begin with lycoris_"),

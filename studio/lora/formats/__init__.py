@@ -10,6 +10,7 @@ from studio import metadata as headers
 from studio.errors import FormatError
 from studio.families.base import Components
 from studio.lora.adapter import Adapter, Decomposed, Difference, Layer, LowRank
+from studio.lora.formats import embeddings
 from studio.lora.formats.detect import Detection, detect
 from studio.lora.formats.identity import Identity, identify
 
@@ -122,6 +123,7 @@ def verify(path: Path, adapter: Adapter) -> dict[str, Any]:
         distance = difference(adapter.layers.get(name), again.layers.get(name))
         if distance >= worst:
             worst, where = distance, name
+    worst, where = max((worst, where), embeddings.difference(adapter.embeddings, again.embeddings))
     if worst > TOLERANCE[dtype] or again.family != adapter.family:
         raise FormatError(f"{path.name}: {where} differs by {worst:.1e} from what was to be written (at most {TOLERANCE[dtype]:.0e}); the file is not right")
     digest = headers.tensor_hash(path)

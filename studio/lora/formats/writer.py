@@ -47,7 +47,7 @@ def peft_tensors(adapter: Adapter, dtype: "torch.dtype") -> "dict[str, Tensor]":
     InvokeAI refuses files with alpha keys, only diffusers reads alpha from the header, and older diffusers take one rank's alpha for all.
     """
     if adapter.embeddings:
-        raise FormatError(f"the LoRA brings textual inversions ({', '.join(adapter.embeddings)}), which PEFT files cannot carry; export as kohya instead")
+        raise FormatError(f"the LoRA brings new words ({', '.join(adapter.embeddings)}), which PEFT files cannot carry; export as kohya, or the words apart")
     cores = {path: _peft_core(path, layer) for path, layer in adapter.layers.items() if not path.endswith(BIAS)}
     decomposed = sum(isinstance(layer, Decomposed) for layer in adapter.layers.values())
     if 0 < decomposed < len(cores):

@@ -81,7 +81,7 @@ def _bake_file(base: Base, rows: Sequence[Row], output: Path, dtype: Dtype, weig
     entries += [(Entry(name, (0,), "F32"), None) for name in family.markers(base)]
     file = _sorted(output, entries, metadata)
     _room(output, file.n_bytes)
-    yield from _warnings(changes)
+    yield from _warnings(changes, rows)
     progress = Progress("writing the checkpoint", len(file.rows))
     digest = yield from _write(file, changes, weights, own, progress)
     headers.read_header(output)
@@ -99,7 +99,7 @@ def _bake_folder(base: Base, rows: Sequence[Row], output: Path, dtype: Dtype, we
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
     files = [_part_file(path, part / path.relative_to(base.path), dtype, weights) for path in dict.fromkeys(one.file for one in weights.stored)]
     _room(output, sum(file.n_bytes for file in files))
-    yield from _warnings(changes)
+    yield from _warnings(changes, rows)
     progress = Progress("writing the model", sum(len(file.rows) for file in files))
     own = {(one.file, one.slot.name): one for one in weights.stored}
     try:
@@ -179,9 +179,14 @@ def _changes(base: Base, rows: Sequence[Row], there: set[str], weights: stored.W
     return _Changes(added, fitting, left)
 
 
-def _warnings(changes: _Changes) -> Iterator[Warned]:
+def _warnings(changes: _Changes, rows: Sequence[Row]) -> Iterator[Warned]:
     for message in changes.left:
         yield Warned(message=message)
+    for called, adapter, _ in rows:
+        if adapter.embeddings:
+            yield Warned(
+                message=f"{called} brings the new words {', '.join(adapter.embeddings)}, which no checkpoint holds: export them apart, with side files"
+            )
 
 
 def _dtype(slot: stored.Slot, wanted: Dtype, weights: stored.Weights) -> str:

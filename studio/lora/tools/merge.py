@@ -1,6 +1,6 @@
 """Several adapters as one."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from studio.errors import FormatError
@@ -43,12 +43,15 @@ def merge(rows: Sequence[Row], name: str, method: Method = "concat", rank: int =
         if whole_ones and method == "concat"
         else []
     )
-    if any(adapter.embeddings for _, adapter, _ in rows):
-        notes.append("embeddings bundled with the LoRAs are not merged; keep the original files for them")
+    embeddings: dict[str, Mapping[str, Tensor]] = {}
+    for called, adapter, _ in rows:
+        twice = [word for word in adapter.embeddings if word in embeddings]
+        notes += [f"{called} brings the word {word!r}, which a LoRA before it brings too; that one's is kept" for word in twice]
+        embeddings = {**adapter.embeddings, **embeddings}
     summary = " + ".join(f"{weight:g} x {origin.title(adapter.metadata, called)}" for called, adapter, weight in rows)
     metadata = origin.of_adapter(rows[0][1].family, name, [(called, adapter.metadata) for called, adapter, _ in rows], f"Merged: {summary}", rank)
     report = {"method": method, "residual": factors.share(lost, energy), "layers": told}
-    return Made(Adapter(rows[0][1].family, layers, metadata), report, tuple(notes))
+    return Made(Adapter(rows[0][1].family, layers, metadata, embeddings), report, tuple(notes))
 
 
 def _check(rows: Sequence[Row]) -> None:
