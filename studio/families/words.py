@@ -13,7 +13,6 @@ from studio.families import parts
 from studio.families.base import Components
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     Vectors = Mapping[str, Tensor]  # word -> (n, D), in the order of their ids

@@ -14,8 +14,8 @@ COST = (
     "latents come from the cache as ever"
 )
 CARRIED = (
-    "new_words: the studio and A1111 read {words} from the LoRA file; ComfyUI, Forge and InvokeAI apply the LoRA without, unless the file of the word, which an "
-    "export with side files writes, lies among their embeddings; diffusers takes the peft export and the file of the word"
+    "new_words: the studio and A1111 read {words} from the LoRA file; ComfyUI, Forge and InvokeAI apply the LoRA without, unless the file of the "
+    "word, which an export with side files writes, lies among their embeddings; diffusers takes the peft export and the file of the word"
 )
 CARRIED_FUSED = (
     "new_words: the studio reads {words} from the LoRA file; ComfyUI and Forge apply the LoRA without, ComfyUI with if the file of the word, which an export "
