@@ -47,7 +47,7 @@ def reduced(config: TrainConfig) -> bool:
 
 
 def load(family: Family, store: Cache, config: TrainConfig) -> Placed:
-    """The denoiser, and the encoders that are trained or read trained words. What is rounded or waits comes by way of the CPU, so that the device never holds it in full."""
+    """The denoiser, and the encoders that a step reads. What is rounded or waits comes by way of the CPU, so that the device never holds it in full."""
     spoken: list[Part] = ["text"] if config.word_t5 else ["clip"] if config.reads_live else []
     parts: list[Part] = ["denoiser", *spoken]
     share = config.block_offload or 0.0
