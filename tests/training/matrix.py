@@ -1,6 +1,6 @@
 """Every network, optimizer, schedule, objective and format of the base on both demo bases, and what each was worth on held-out pictures.
 
-    python -m tests.training.matrix run FOLDER [--group networks]... [--steps 100] [--processes 2] [--device cpu] [--seconds 0]
+    python -m tests.training.matrix run FOLDER [--group networks]... [--base demo-sdxl]... [--steps 100] [--processes 2] [--device cpu] [--seconds 0]
     python -m tests.training.matrix table FOLDER...
 
 `run` writes one JSON file a case into FOLDER and leaves those alone that are there, so it can be stopped and started again. `table` writes
@@ -246,10 +246,10 @@ def _worker(jobs: Any, steps: int, device: str, out: Path, until: float) -> None
             print(f"{case.name}: {told}", flush=True)
 
 
-def run(out: Path, groups: list[str], steps: int, processes: int, device: str, seconds: float) -> None:
-    """Measure the cases that FOLDER lacks, until so many seconds have passed."""
+def run(out: Path, chosen: list[Case], steps: int, processes: int, device: str, seconds: float) -> None:
+    """Measure the cases that FOLDER lacks; after so many seconds none is begun any more."""
     out.mkdir(parents=True, exist_ok=True)
-    left = [case for case in cases() if (not groups or case.group in groups) and not (out / f"{case.name}.json").is_file()]
+    left = [case for case in chosen if not (out / f"{case.name}.json").is_file()]
     print(f"{len(left)} cases", flush=True)
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
@@ -275,6 +275,7 @@ def main() -> None:
     one = verbs.add_parser("run")
     one.add_argument("folder", type=Path)
     one.add_argument("--group", action="append", default=[])
+    one.add_argument("--base", action="append", default=[])
     one.add_argument("--steps", type=int, default=STEPS)
     one.add_argument("--processes", type=int, default=2)
     one.add_argument("--device", default="cpu")
@@ -282,7 +283,8 @@ def main() -> None:
     verbs.add_parser("table").add_argument("folders", type=Path, nargs="+")
     arguments = parser.parse_args()
     if arguments.verb == "run":
-        run(arguments.folder, arguments.group, arguments.steps, arguments.processes, arguments.device, arguments.seconds)
+        chosen = [case for case in cases() if case.group in (arguments.group or [case.group]) and case.base in (arguments.base or BASES)]
+        run(arguments.folder, chosen, arguments.steps, arguments.processes, arguments.device, arguments.seconds)
     else:
         from .matrix_table import write
 
