@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from studio.api.kept import Kept
-from studio.api.replies import public, send_file
+from studio.api.replies import public, send_file, without_paths
 from studio.config import GenerateConfig, TrainConfig, build, safe_stem
 from studio.errors import NotFound, SettingsError
 from studio.workspace import Workspace
@@ -117,6 +117,12 @@ def _read(router: APIRouter, workspace: Workspace) -> None:
     @router.get("/{id}")
     def show(id: str) -> dict[str, Any]:
         return public(jobs.show(id))
+
+    @router.get("/{id}/command")
+    def command(id: str) -> dict[str, Any]:
+        """The command line that asks for the same; `cut`: paths of this machine were cut down to their last part."""
+        whole = workspace.command_line(id)
+        return {"command": without_paths(whole), "cut": whole != without_paths(whole)}
 
     @router.get("/{id}/events")
     def events(id: str, after: int = Query(0, ge=0)) -> dict[str, Any]:

@@ -16,6 +16,11 @@ MADE_HERE = "setting 'output' is for the command line; here the result joins the
 def routes(workspace: Workspace) -> APIRouter:
     router = APIRouter(prefix="/tools")
 
+    @router.post("/compare")
+    def compare(body: dict[str, Any]) -> dict[str, Any]:
+        """What `check` finds, at once and without a job."""
+        return public(workspace.tools.compare(body))
+
     @router.post("/{kind}", status_code=201)
     def run(kind: Literal["merge", "resize", "probe", "extract", "bake", "check"], body: dict[str, Any]) -> dict[str, Any]:
         """Submit a tool; the body holds its settings. `bake` takes a `name`; its file is then at /api/jobs/{id}/export.

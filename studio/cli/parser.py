@@ -239,9 +239,11 @@ def _add_jobs(verbs: "argparse._SubParsersAction[Parser]") -> None:
         ("show", "one job: state, settings, result"),
         ("cancel", "stop a job; its checkpoints stay"),
         ("pause", "hold a queued job back, or stop a running training with a checkpoint and free its device"),
+        ("pin", "keep the weights of a running training's next step as a checkpoint"),
         ("resume", "go on with a paused or stopped run from its last checkpoint"),
         ("retry", "run a job again from the start"),
         ("follow", "watch a job that runs already"),
+        ("command", "the command line that asks for the same as a job did"),
     ):
         _verb(jobs, name, f"queue.{name}", words).add_argument("id", metavar="JOB")
     move = _verb(jobs, "move", "queue.move", "change the order of the queue")

@@ -40,6 +40,16 @@ def pause(arguments: argparse.Namespace) -> int:
         return _said(f"job {job.name} is held back" if job.state == "paused" else f"asked job {job.name} to pause at its next step")
 
 
+def pin(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        step = workspace.jobs.pinned(arguments.id)
+        ref = f"{workspace.jobs.show(arguments.id).name}@{step}"
+        if arguments.json:
+            emit({"kind": "pinned", "step": step, "checkpoint": ref})
+            return 0
+        return _said(f"step {step} is kept: {ref} names it, for export and in a stack")
+
+
 def move(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
         job = workspace.jobs.move(arguments.id, _number("place", arguments.place) - 1)
@@ -60,6 +70,16 @@ def duplicate(arguments: argparse.Namespace) -> int:
     with opened(arguments) as workspace:
         job = workspace.jobs.duplicate(arguments.id, {name.replace("-", "_"): value for name, value in changes.items()})
         return watch(workspace, job.id, as_json=arguments.json)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    with opened(arguments) as workspace:
+        line = workspace.command_line(arguments.id)
+        if arguments.json:
+            emit({"command": line})
+        else:
+            print(line)
+        return 0
 
 
 def retry(arguments: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ALIKE, AGAINST = 0.5, -0.3  # overlaps from which two rows are said to do the same, or to work against each other
 CROWDED = 0.5  # of the smaller row's energy in directions of the other
-GROWN = 1.15  # growth from which other weights are suggested
+GROWN = 1.15  # other weights are suggested if the stack changes so many times what its rows would as trained, with nothing in common
 SPIKE_SHARE, SPIKE_SIZE, SPIKE_RANK = 0.9, 4.0, 4  # share of one direction; energy against the median layer; rank from which it means something
 PLACES = 3  # blocks named with a finding
 
@@ -86,9 +86,11 @@ def check(stack: Sequence[tuple[Adapter, Strength]], names: Sequence[str]) -> Ch
     squares = sum(row.energy**2 for row in found)
     cross = sum(2 * pair.overlap * a.energy * b.energy for pair, (a, b) in zip(pairs, itertools.combinations(found, 2), strict=True))
     growth = math.sqrt(max(0.0, squares + cross) / squares) if squares else 1.0
-    suggested = _suggested(found, pairs, growth)
+    as_trained = sum((row.energy * max(1.0, 1 / abs(row.weight) if row.weight else 1.0)) ** 2 for row in found)
+    crowded = squares > 0 and growth * math.sqrt(squares) >= GROWN * math.sqrt(as_trained)
+    suggested = _suggested(found, pairs, growth) if crowded else {}
     said = [*_about_pairs(pairs), *_about_rows(found), *_about_all(growth, suggested)]
-    clash = any(pair.overlap >= ALIKE or pair.overlap <= AGAINST for pair in pairs)
+    clash = any(pair.overlap <= AGAINST or (crowded and pair.overlap >= ALIKE) for pair in pairs)
     verdict = "clash" if clash else "watch" if said else "fine"
     return Check(verdict, tuple(said) or (_in_peace(len(found)),), found, pairs, round(growth, 4), suggested)
 
@@ -170,8 +172,6 @@ def _is_spike(pair: "tuple[Tensor, Tensor]") -> bool:
 def _suggested(rows: Sequence[Row], pairs: Sequence[Pair], growth: float) -> dict[str, float]:
     """Weights at which rows that do the same together change as much as rows with nothing in common would."""
     involved = {name for pair in pairs if pair.overlap > 0 for name in (pair.a, pair.b)}
-    if growth < GROWN:
-        return {}
     return {row.name: round(round(20 * row.weight / growth) / 20, 2) for row in rows if row.name in involved}
 
 

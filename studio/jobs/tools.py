@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,25 +66,12 @@ def bake(work: "Work") -> Iterator[Event]:
 def check(work: "Work") -> Iterator[Event]:
     """What the adapters of a stack do to each other, and how each fits the base."""
     yield Loading(phase="reading the LoRAs")
-    from studio.evaluation import interference
+    from studio.jobs.comparing import compared
 
     config = build(CheckConfig, work.manifest.settings)
-    adapters = [exporting.adapter_of(Path(work.manifest.paths[f"lora:{i}"])) for i in range(len(config.loras))]
-    names = [Path(row.name).stem if row.name.endswith(".safetensors") else row.name for row in config.loras]
     yield Loading(phase="comparing the LoRAs")
-    found = interference.check(list(zip(adapters, config.loras, strict=True)), names).values
-    fits = _fits(work, adapters, names) if work.manifest.base else {}
-    yield Finished(result={**found, "fits": fits})
-
-
-def _fits(work: "Work", adapters: "Sequence[Adapter]", names: Sequence[str]) -> dict[str, str]:
-    """How each adapter fits the base, in words."""
-    from studio.families import stored
-    from studio.lora import formats
-
-    with stored.opened(work.base) as weights:
-        shapes = {name.removesuffix(".weight"): shape for name, shape in weights.shapes.items()}
-    return {name: formats.report(adapter, shapes).summary for name, adapter in zip(names, adapters, strict=True)}
+    files = [Path(work.manifest.paths[f"lora:{i}"]) for i in range(len(config.loras))]
+    yield Finished(result=compared(config, files, work.base if work.manifest.base else None))
 
 
 def _rows(work: "Work", loras: tuple[LoraWeight, ...]) -> "list[tuple[str, Adapter, float]]":

@@ -121,5 +121,6 @@ def _record(base: Base) -> BaseRecord:
         licence=base.licence,
         bytes=base.bytes,
         builtin=base.builtin,
+        blocks=tuple(families.get(base.family).facts.blocks),
         habits=dict(base.habits),
     )

@@ -326,10 +326,14 @@ class Jobs:
         self.on_change()
         return self.show(job.id)
 
-    def _request(self, ref: str, what: Literal["sample", "keep", "finish"]) -> JobRecord:
+    def _training(self, ref: str) -> JobRecord:
         job = self.show(ref)
         if job.state != "running" or job.kind != "train":
             raise RunError(f"job {job.name!r} is {job.state}; that needs a running training")
+        return job
+
+    def _request(self, ref: str, what: Literal["sample", "keep", "finish"]) -> JobRecord:
+        job = self._training(ref)
         self._folder(job.id).request(what)
         return job
 
@@ -341,7 +345,12 @@ class Jobs:
         job = self.show(name)
         if job.state != "running" or job.kind != "train":
             return self.source(name)
-        return self.source(f"{name}@{pinned(self._folder(job.id), lambda: self.show(job.id).state == 'running')}")
+        return self.source(f"{name}@{self.pinned(job.id)}")
+
+    def pinned(self, ref: str) -> int:
+        """As `pin`, and the step that was kept. Raises RunError if the run ends before it."""
+        job = self._training(ref)
+        return pinned(self._folder(job.id), lambda: self.show(job.id).state == "running")
 
     def source(self, ref: str) -> plans.Source:
         """What is behind a run, RUN@STEP, library adapter or file."""

@@ -165,6 +165,7 @@ class BaseRecord(Record):
     licence: str = ""
     bytes: int = 0
     builtin: bool = False
+    blocks: tuple[str, ...] = Field(default=(), description="block groups of the denoiser, as rows of a stack name them")
     habits: dict[str, Any] = {}
     problem: str = Field(default="", description="why it cannot be used now, if it cannot")
 

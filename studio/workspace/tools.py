@@ -1,5 +1,6 @@
 """Adapter tools as jobs: merge, resize, extract, bake, check. Names become files, and what can be known to fail is refused here."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from studio.config import BaseChoice, LoraWeight, Settings, build, safe_stem
 from studio.errors import BaseError, FormatError, InputError, NotFound
 from studio.families import FAMILIES
 from studio.families.base import Base
+from studio.jobs.aside import Aside
 from studio.jobs.folder import Manifest
 from studio.jobs.handlers import base_values
 from studio.jobs.spec import TOOLS, BakeConfig, CheckConfig, ExtractConfig, MergeConfig, ProbeConfig, ResizeConfig
@@ -15,8 +17,11 @@ from studio.library import adapters
 from studio.library.ids import new_id
 from studio.workspace.bases import Bases
 from studio.workspace.library import Library, fits
+from studio.workspace.live import LIVE
 from studio.workspace.plans import Source, writable
 from studio.workspace.records import JobRecord
+
+KEPT = 64  # comparisons that are remembered
 
 
 class Tools:
@@ -28,6 +33,12 @@ class Tools:
         self._run_or_file = source
         self._submit = submit
         self.probe: Callable[[ProbeConfig], JobRecord] | None = None  # needs runs and image sets too
+        self._aside = Aside()
+        self._compared: OrderedDict[str, dict[str, Any]] = OrderedDict()
+
+    def close(self) -> None:
+        """End what was started beside the queue."""
+        self._aside.close()
 
     def merge(self, config: MergeConfig) -> JobRecord:
         """The weighted sum of adapters as one."""
@@ -67,7 +78,25 @@ class Tools:
 
     def check(self, config: CheckConfig) -> JobRecord:
         """What the rows of a stack do to each other, and how each fits the base if one is named."""
-        found = [self._source(row.name) for row in config.loras]
+        found, base = self._together(config)
+        return self._hand_in("check", config, "-".join(source.name for source in found)[:80], found, base=base)
+
+    def compare(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The same at once, beside the queue: a training that runs does not keep it waiting. Of a run that goes on, its last checkpoint counts."""
+        config = build(CheckConfig, values)
+        found, base = self._together(config)
+        files = [source.path for source in found]
+        stamps = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+        key = repr((config, stamps, str(base.path) if base else ""))
+        if key not in self._compared:
+            self._compared[key] = self._aside.compare(config, files, base)
+            while len(self._compared) > KEPT:
+                self._compared.popitem(last=False)
+        return self._compared[key]
+
+    def _together(self, config: CheckConfig) -> tuple[list[Source], Base | None]:
+        """The adapters of a stack, and the base that they are held against. Raises FormatError if they cannot be in one picture."""
+        found = [self._source(row.name.removesuffix(LIVE)) for row in config.loras]
         families = {_family(source) for source in found}
         if len(families) > 1:
             raise FormatError("these LoRAs are for different kinds of base, so no picture has them together; check those for one base")
@@ -75,7 +104,7 @@ class Tools:
         if base:
             for source in found:
                 fits(source.path, _family(source), base.family)
-        return self._hand_in("check", config, "-".join(source.name for source in found)[:80], found, base=base)
+        return found, base
 
     def run(self, kind: str, values: Mapping[str, Any]) -> JobRecord:
         """The tool of that name with settings as plain values. Raises SettingsError for wrong ones."""

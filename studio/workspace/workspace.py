@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 
 import studio
 from studio.jobs.devices import Device, devices
+from studio.jobs.folder import JobFolder
 from studio.jobs.processes import silent
 from studio.jobs.queue import Dispatcher, Loop
 from studio.library.database import Database
@@ -18,6 +19,7 @@ from studio.library.models import JobRow
 from studio.library.repair import set_aside
 from studio.workspace.bases import Bases
 from studio.workspace.captions import Captions
+from studio.workspace.commandline import command_line
 from studio.workspace.gallery import Gallery
 from studio.workspace.hub import Hub
 from studio.workspace.inputs import Inputs
@@ -85,6 +87,7 @@ class Workspace:
     def close(self) -> None:
         """Stop the background work. Jobs that run go on in their workers; idle workers end."""
         self._loop.stop()
+        self.tools.close()
         self._db.close()
 
     def __enter__(self) -> "Workspace":
@@ -101,6 +104,10 @@ class Workspace:
     def _changed(self) -> None:
         self._changes += 1
         self._loop.wake()
+
+    def command_line(self, ref: str) -> str:
+        """What asks for a job's work in a terminal."""
+        return command_line(JobFolder.of(self.layout.jobs, self.jobs.show(ref).id).manifest())
 
     def events_since(self, seq: int, timeout: float = 0.0) -> list[dict[str, Any]]:
         """Messages of the hub after that number."""

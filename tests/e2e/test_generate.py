@@ -33,14 +33,14 @@ def asked(studio: Studio, path: str, method: str = "GET", body: dict | None = No
 
 @pytest.fixture(scope="module")
 def loras(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Two LoRAs of random numbers in the studio's library, with trigger words."""
+    """LoRAs of random numbers in the studio's library, the first with trigger words; the last makes the same change as the first."""
     c = open_base(sources.find("demo-sdxl"), "fp32", "cpu")
     folder = tmp_path_factory.mktemp("loras")
     boundary, parts = "0123456789abcdef", b""
-    names = ["inkwash", "sdxl_lightning_2step"]
-    for seed, name in enumerate(names):
+    names = ["inkwash", "sdxl_lightning_2step", "copycat"]
+    for seed, name in zip((0, 1, 0), names, strict=True):
         path = folder / f"{name}.safetensors"
-        words = {"ss_output_name": name, "modelspec.title": name} | ({"modelspec.trigger_phrase": "zqx ink"} if seed == 0 else {})
+        words = {"ss_output_name": name, "modelspec.title": name} | ({"modelspec.trigger_phrase": "zqx ink"} if name == "inkwash" else {})
         formats.write(adapter(c, seed, size=0.1), path, format="kohya", dtype="fp16", metadata=words)
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
         parts += head.encode() + path.read_bytes() + b"\r\n"
@@ -106,6 +106,119 @@ def test_rows_come_with_their_words_and_settings_and_leave_with_them(watched: Wa
     expect(prompt).to_have_value("a cat")
     page.get_by_role("button", name="Remove sdxl_lightning_2step").click()
     expect(page.locator(".st-stackrow")).to_have_count(0)
+    assert (watched.errors, watched.foreign) == ([], [])
+
+
+def rows_sent(page: Page) -> list[dict]:
+    """The stack as the page keeps it."""
+    page.wait_for_timeout(250)
+    return [{"name": row["name"], "weight": row["weight"], **row.get("more", {})} for row in json.loads(page.evaluate("localStorage['studio.stack']"))]
+
+
+def test_a_stack_is_judged_and_takes_the_weights_that_are_suggested(watched: Watched, loras: list[str]) -> None:
+    page = watched.page
+    watched.view("generate")
+    add(page, "inkwash")
+    verdict = page.locator(".st-verdict")
+    expect(verdict).to_contain_text("Fits the base", timeout=SLOW)
+    add(page, "copycat")
+    expect(verdict).to_contain_text("In each other's way", timeout=SLOW)
+    expect(verdict).to_contain_text("inkwash and copycat make much the same change (100% overlap")
+    page.get_by_role("button", name="Apply").click()
+    for name in ("inkwash", "copycat"):
+        expect(page.get_by_label(f"Weight of {name} as a number")).to_have_value("0.7")
+    expect(verdict).to_contain_text("Worth a look", timeout=SLOW)
+    expect(page.get_by_role("button", name="Apply")).to_have_count(0)
+    verdict.get_by_text("Figures").click()
+    look(page, "verdict")
+    page.locator(".st-toast", has_text="suggested weights").get_by_role("button", name="Undo").click()
+    expect(page.get_by_label("Weight of copycat as a number")).to_have_value("1")
+    page.get_by_label("Use copycat").click()
+    expect(verdict).to_contain_text("Fits the base", timeout=SLOW)
+    for name in ("inkwash", "copycat"):
+        page.get_by_role("button", name=f"Remove {name}").click()
+    expect(verdict).to_be_hidden()
+    assert (watched.errors, watched.foreign) == ([], [])
+
+
+def test_strengths_by_part_block_and_step_are_set_by_keys_drawn_with_and_recalled(watched: Watched, studio: Studio, loras: list[str]) -> None:
+    page = watched.page
+    watched.view("generate")
+    page.locator("#generate-prompt textarea").fill("cat face")
+    add(page, "inkwash")
+    page.get_by_role("button", name="Strengths of inkwash").click()
+    page.get_by_label("Own strength on the text encoders for inkwash").click()
+    page.get_by_label("Text encoders of inkwash as a number").fill("0.25")
+    slider = page.get_by_label("Output blocks of inkwash", exact=True)
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    page.get_by_label("Name of a block").fill("unet.1")
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(page.get_by_label("Name of a block")).to_have_attribute("aria-invalid", "true")
+    page.get_by_label("Name of a block").fill("input.1")
+    page.keyboard.press("Enter")
+    page.get_by_label("Input blocks 1 of inkwash as a number").fill("0.5")
+    page.get_by_role("button", name="Fade out").click()
+    page.get_by_role("button", name="Add a point to the curve").click()
+    expect(page.locator(".st-curve-point")).to_have_count(3)
+    for key in ("ArrowUp", "ArrowUp", "ArrowLeft"):
+        page.keyboard.press(key)
+    page.locator(".st-curve-point").last.focus()
+    page.keyboard.press("Delete")
+    box = page.locator(".st-curve").bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.5)
+    look(page, "strengths")
+    row = {"name": "inkwash", "weight": 1, "text_weight": 0.25, "blocks": {"output": 0.95, "input.1": 0.5}}
+    [sent] = rows_sent(page)
+    assert {key: sent[key] for key in row} == row and sent["schedule"][:2] == [[0, 1], [0.48, 1.04]] and len(sent["schedule"]) == 3
+    before = page.locator(".st-view-image").get_attribute("src")
+    field(page, "steps").fill("2")
+    generate(page)
+    drawn(page, before)
+    assert asked(studio, "/images")["items"][0]["settings"]["loras"] == [sent]
+    page.get_by_role("button", name="Level").click()
+    page.get_by_label("Own strength on the text encoders for inkwash").click()
+    page.get_by_role("button", name="Leave out Input blocks 1").click()
+    slider.dblclick()
+    assert rows_sent(page) == [{"name": "inkwash", "weight": 1, "blocks": {}, "schedule": []}]
+    page.get_by_role("button", name="Recall all").click()
+    expect(page.locator(".st-stackrow-fold")).to_have_class(re.compile("is-used"))
+    assert rows_sent(page) == [sent]
+    page.get_by_role("button", name="Remove inkwash").click()
+    assert (watched.errors, watched.foreign) == ([], [])
+
+
+def test_a_training_that_runs_is_drawn_with_as_it_is_and_its_steps_are_pinned(watched: Watched, studio: Studio) -> None:
+    page = watched.page
+    settings = {"images": "blueprint", "name": "under-way", "steps": 100_000, "resolution": 64, "batch_size": 1, "rank": 2}
+    run = asked(studio, "/jobs/train", "POST", {**settings, "base": "demo-sdxl", "sample_every": 0, "save_every": 0})["id"]
+    try:
+        watched.view("train")
+        page.evaluate(f"import(document.querySelector('use').href.baseVal.replace('icons.svg#mark', 'js/bus.js')).then((bus) => bus.say('open-run', '{run}'))")
+        page.get_by_role("button", name="Pin this step").click(timeout=SLOW)
+        page.locator(".st-toast", has_text="becomes a checkpoint").wait_for(timeout=SLOW)
+        expect(page.locator(".st-checkpoints li")).to_have_count(1, timeout=SLOW)
+        watched.view("generate")
+        page.locator("#generate-prompt textarea").fill("cat face")
+        field(page, "steps").fill("2")
+        add(page, "under-way")
+        row = page.locator(".st-stackrow", has_text="run under-way")
+        expect(row.locator(".st-chip")).to_have_text(re.compile(r"step \d+"))
+        expect(page.locator(".st-verdict")).to_contain_text("Fits the base", timeout=SLOW)
+        before = page.locator(".st-view-image").get_attribute("src")
+        generate(page)
+        expect(page.locator(".st-drawing")).to_contain_text("Waits for under-way", timeout=SLOW)
+        look(page, "live")
+        page.get_by_role("button", name="Pause it").click()
+        drawn(page, before)
+        kept = asked(studio, f"/jobs/{run}/checkpoints")["items"]
+        assert asked(studio, "/images")["items"][0]["settings"]["loras"][0]["name"] == f"under-way@{kept[1]['step']}"
+        page.get_by_role("button", name="Recall all").click()
+        expect(row.locator(".st-chip")).to_have_text(f"step {kept[1]['step']}")
+        page.get_by_role("button", name="Remove under-way").click()
+    finally:
+        asked(studio, f"/jobs/{run}/cancel", "POST")
     assert (watched.errors, watched.foreign) == ([], [])
 
 

@@ -35,8 +35,19 @@ def test_two_tabs_agree_on_order_and_pauses(watched: Watched, studio: Studio) ->
         second.wait_for_function(f"{shown} === 'line-a,line-d,line-c,line-b'", timeout=AGREE)
         choose("line-b", "Go on")
         second.wait_for_selector(".is-job:has-text('line-b') .st-row-state:has-text('queued')", timeout=AGREE)
+        choose("line-c", "Priority up")
+        second.wait_for_function(f"{shown} === 'line-a,line-c,line-d,line-b'", timeout=AGREE)
+        second.wait_for_selector(".is-job:has-text('line-c') small:has-text('priority 1')", timeout=AGREE)
+        first.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        choose("line-c", "Copy the command line")
+        first.wait_for_selector(".st-toast:has-text('is copied')")
+        assert first.evaluate("navigator.clipboard.readText()").startswith("lora-studio train --images blueprint --name line-c --steps 2000")
+        choose("line-c", "Duplicate")
+        first.wait_for_function("document.querySelectorAll('.st-queue .is-job').length > 4")
+        jobs += [row["id"] for row in json.load(urllib.request.urlopen(f"{studio.address}/api/jobs", timeout=20))["items"] if row["name"] == "line-c"]
+        assert len(set(jobs)) == 5
         assert watched.errors == []
     finally:
-        for id in reversed(jobs):
+        for id in reversed(list(dict.fromkeys(jobs))):
             ask(studio, f"/jobs/{id}/cancel")
         first.wait_for_function("document.querySelectorAll('.st-queue [aria-label^=Cancel]').length === 0", timeout=60_000)

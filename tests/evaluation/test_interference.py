@@ -35,6 +35,9 @@ def test_equal_adapters_overlap_wholly_and_grow_by_the_root_of_their_number() ->
     assert found.growth == pytest.approx(math.sqrt(2), abs=1e-3)
     assert found.suggested == {"ink": 0.7, "twin": 0.7} and "their strengths add up" in found.sentences[0]
     assert found.pairs[0].places == ("input.1", "output.0")
+    settled = check([(one, found.suggested["ink"]), (one, found.suggested["twin"])], ["ink", "twin"])
+    assert settled.verdict == "watch" and not settled.suggested, "who took the weights that were suggested is not asked to lower them again"
+    assert "their strengths add up" in settled.sentences[0]
 
 
 def test_orthogonal_adapters_have_nothing_in_common() -> None:

@@ -1,5 +1,6 @@
 """Adapter tools as jobs: from names to files, into the library, and nothing half-done after a cancel."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_a_stack_is_checked_against_itself_and_its_base(closed: Workspace, tmp_p
     one, other = lora(tmp_path / "ink.safetensors", 1), lora(tmp_path / "wash.safetensors", 2)
     events = done(closed, "check", {"loras": [str(one), f"{one}=0.5,text=0", f"{other}=0.8,input=0"], "base": "demo-sdxl"})
     result = events[-1].result if isinstance(events[-1], Finished) else {}
-    assert result["verdict"] == "clash" and result["pairs"][0]["overlap"] == 1 and result["fits"]["ink"] == "1 of 1 layers fit"
+    assert result["verdict"] == "watch" and result["pairs"][0]["overlap"] == 1 and result["fits"]["ink"] == "1 of 1 layers fit"
     assert result["rows"][2]["layers"] == 0, "the layer lies in a block that the row turns off"
     flux = lora(tmp_path / "f.safetensors", 1, "flux")
     for values, words in (
@@ -145,3 +146,46 @@ def test_a_stack_is_checked_against_itself_and_its_base(closed: Workspace, tmp_p
     ):
         with pytest.raises(FormatError, match=words):
             closed.tools.run("check", values)
+
+
+def test_a_stack_is_compared_at_once_without_a_job_and_only_when_something_changed(closed: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = lora(tmp_path / "ink.safetensors", 1), lora(tmp_path / "wash.safetensors", 2)
+    values = {"loras": [str(one), f"{other}=0.8"], "base": "demo-sdxl"}
+    found = closed.tools.compare(values)
+    assert found == json.loads(done(closed, "check", values)[-1].model_dump_json())["result"], "the same as the job finds"
+    n = len(closed.jobs.list())
+    asked: list[int] = []
+    monkeypatch.setattr(closed.tools._aside, "compare", lambda *_: asked.append(1) or {"verdict": "fine"})
+    assert closed.tools.compare(values) == found and not asked
+    assert closed.tools.compare({**values, "loras": [str(one), f"{other}=0.7"]}) == {"verdict": "fine"} and len(asked) == 1
+    other.unlink()
+    lora(other, 3)
+    assert closed.tools.compare(values) == {"verdict": "fine"} and len(asked) == 2, "another file under the name"
+    assert len(closed.jobs.list()) == n
+    with pytest.raises(FormatError, match="different kinds of base"):
+        closed.tools.compare({"loras": [str(one), str(lora(tmp_path / "f.safetensors", 1, "flux"))]})
+
+
+def test_what_answers_beside_the_queue_comes_back_after_it_was_killed_and_ends_by_itself(tmp_path: Path) -> None:
+    from studio.config import build
+    from studio.jobs.aside import Aside
+    from studio.jobs.spec import CheckConfig
+
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x00" * 40)
+    one, aside = lora(tmp_path / "ink.safetensors", 1), Aside(idle_seconds=0.3)
+    config = build(CheckConfig, {"loras": ["ink"]})
+    try:
+        assert aside.compare(config, [one], None)["verdict"] == "fine"
+        first = aside._process
+        with pytest.raises(FormatError, match="broken"):
+            aside.compare(config, [broken], None)
+        assert first is not None and aside._process is first
+        first.kill()
+        first.wait()
+        assert aside.compare(config, [one], None)["verdict"] == "fine"
+        second = aside._process
+        assert second is not None and second is not first
+        second.wait(20)
+    finally:
+        aside.close()

@@ -22,14 +22,14 @@ export function mount(element, { name }, { props, trigger, watch }) {
   call(name, "restore", { values: remembered(`form.${name}`, {}) }).then((habits) => say("base-chosen", { form: name, ...habits })).catch((error) => console.info("form not restored", error.message));
 }
 
-function once(form, command, payload) {
+function once(form, command, payload, patience) {
   return new Promise((resolve, reject) => {
     number += 1;
     const own = String(number);
     const timer = setTimeout(() => {
       waiting.delete(own);
       reject(new Error("the studio does not answer; is it still running in its terminal?"));
-    }, 15000);
+    }, patience);
     waiting.set(own, (reply) => {
       clearTimeout(timer);
       if (reply.error) reject(new Error(reply.error));
@@ -39,10 +39,10 @@ function once(form, command, payload) {
   });
 }
 
-// Ask the server's half of a form: it reads the widgets, or fills them.
-export function call(form, command, payload = {}) {
+// Ask the server's half of a form: it reads the widgets, or fills them. patience: milliseconds for the answer.
+export function call(form, command, payload = {}, patience = 15000) {
   const there = bridges.has(form) ? Promise.resolve() : new Promise((resolve) => opened.set(form, [...(opened.get(form) ?? []), resolve]));
-  const result = Promise.all([there, chain]).then(() => once(form, command, payload));
+  const result = Promise.all([there, chain]).then(() => once(form, command, payload, patience));
   chain = result.then(() => {}, () => {});
   return result;
 }

@@ -6,11 +6,13 @@ import { shown } from "./commands.js";
 import { button, h, setReason } from "./dom.js";
 import { call } from "./form.js";
 import { selected } from "./images.js";
+import { rowOfRun } from "./runs.js";
 import { source } from "./source.js";
 import { stack } from "./stack.js";
 import { base } from "./state.js";
 import { toast } from "./toasts.js";
 
+const STEP_PATIENCE = 130000; // milliseconds: a run in the stack is copied at its next step, for which the studio waits two minutes
 const SHAPES = [["1:1", 1, 1], ["4:3", 4, 3], ["3:4", 3, 4], ["3:2", 3, 2], ["2:3", 2, 3], ["16:9", 16, 9], ["9:16", 9, 16]];
 
 // Sides of about the area of `side` squared, in multiples that every base takes.
@@ -22,7 +24,7 @@ export function sized(w, height, side) {
 
 export function mountShapes(element) {
   let side = 1024;
-  const chips = h("div", { class: "st-chips", role: "group", "aria-label": "Shape" });
+  const chips = h("div", { class: "st-chips is-even", role: "group", "aria-label": "Shape" });
   const draw = () => chips.replaceChildren(...SHAPES.map(([label, w, height]) => {
     const [width, tall] = sized(w, height, side);
     const frame = h("i", { style: { width: `${12 * Math.sqrt(w / height)}px`, height: `${12 * Math.sqrt(height / w)}px` } });
@@ -52,7 +54,9 @@ export function mount(element) {
     busy = true;
     draw();
     try {
-      say("generating", await call("generate", "start", { loras: stack(), grid: gridAxes(), ...source() }));
+      const loras = stack();
+      const live = loras.some((row) => rowOfRun(row.name)?.live);
+      say("generating", await call("generate", "start", { loras, grid: gridAxes(), ...source() }, live ? STEP_PATIENCE : undefined));
     } catch (error) {
       toast("Not generated", { tone: "bad", detail: error.message });
     }

@@ -65,6 +65,7 @@ export async function removeSelected() {
 }
 
 const soon = settled(refresh, 80);
+soon(); // this part may be there only after the stream has said its first word
 on("resync", soon);
 on("changed", ({ what }) => what === "images" && soon());
 on("event", ({ event }) => event.kind === "image" && soon());

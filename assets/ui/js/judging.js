@@ -39,7 +39,7 @@ function watch(id) {
   look();
 }
 
-function verdict({ name, result }) {
+export function verdict({ name, result }) {
   const cell = (row) => (row.step === result.best_step ? "best" : row.as_good ? "as good as the best" : `worse by ${figure(row.worse[0], 2)} to ${figure(row.worse[1], 2)}`);
   const between = (row) => (row.interval ? `${figure(row.interval[0], 3)} to ${figure(row.interval[1], 3)}` : "");
   const rows = result.checkpoints.map((row) => h("tr", { class: row.step === result.best_step && "is-best" }, h("td", {}, String(row.step)), h("td", {}, figure(row.loss, 4)), h("td", {}, between(row)), h("td", {}, cell(row))));

@@ -9,6 +9,7 @@ import { exportDialog } from "./exporting.js";
 import { bytes, count, duration, figure, small } from "./format.js";
 import { History } from "./history.js";
 import { evaluateRun, forkRun } from "./judging.js";
+import { liveRuns } from "./runs.js";
 import { filmstrip } from "./samples.js";
 import { show } from "./shell.js";
 import { isActive, job, state } from "./state.js";
@@ -46,22 +47,24 @@ function figures() {
 
 function controls() {
   const sample = button("Sample now", { symbol: "camera", kind: "small", title: "Draw the preview pictures at the next step", act: act("sample", "Pictures come with the next step") });
+  const pin = button("Pin this step", { symbol: "pin", kind: "small", title: "Keep the weights of the next step as a checkpoint", act: act("pin", "The next step becomes a checkpoint") });
   const finish = button("Finish now and keep", { symbol: "flag", kind: "small", title: "Stop after this step and write the LoRA as it is", act: act("finish", "Finishing after this step") });
   const cancel = button("Cancel", { symbol: "stop", kind: "small danger", title: "Stop; checkpoints stay  ·  Esc", act: act("cancel") });
   const pause = button("Pause", { symbol: "clock", kind: "small", title: "Stop after this step with a checkpoint, so that other jobs get the device", act: act("pause", "Pausing after this step") });
   const go = button("Use in Generate", { symbol: "generate", kind: "small primary", act: () => useRun() });
+  const now = button("Use in Generate", { symbol: "generate", kind: "small", title: "Put the run into the stack as it is, while it goes on", act: () => useLive() });
   const save = button("Export", { symbol: "download", kind: "small", act: () => exportDialog({ source: open, name: job(open)?.name ?? "lora" }) });
   const more = button("Train further", { symbol: "plus", kind: "small", title: "Add steps to this run", act: (_, at) => menu(at, [100, 250, 500, 1000].map((n) => ({ label: `${n} more steps`, symbol: "plus", act: () => api.post(`/jobs/${api.id(open)}/extend`, { steps: n }).catch(failed("The run was not extended")) }))) });
   const judge = button("Evaluate", { symbol: "check", kind: "small", title: "Measure every checkpoint by pictures the run has not seen", act: () => evaluateRun(open) });
   const resume = button("Go on", { symbol: "play", kind: "small primary", title: "From the last checkpoint", act: act("resume") });
   const again = button("Run again", { symbol: "retry", kind: "small", act: act("retry") });
-  const node = h("div", { class: "st-run-controls" }, sample, finish, pause, cancel, go, save, more, judge, resume, again);
+  const node = h("div", { class: "st-run-controls" }, sample, pin, now, finish, pause, cancel, go, save, more, judge, resume, again);
   return {
     node,
     draw(record) {
       const running = record.state === "running";
       const stepping = running && record.step > 0;
-      [sample, finish].forEach((one) => { one.hidden = !running; setReason(one, stepping ? "" : "Once the first step is done"); });
+      [sample, pin, now, finish].forEach((one) => { one.hidden = !running; setReason(one, stepping ? "" : "Once the first step is done"); });
       pause.hidden = !isActive(record) || record.cancelling;
       cancel.hidden = !isActive(record) && record.state !== "paused";
       setReason(cancel, record.cancelling ? "It stops after this step" : "");
@@ -82,6 +85,13 @@ function useRun() {
   if (!made) return;
   show("generate");
   say("stack-add", { name: made.name });
+}
+
+function useLive() {
+  const found = liveRuns().find((one) => one.id === open);
+  if (!found) return;
+  show("generate");
+  say("stack-add", { name: found.name });
 }
 
 function checkpoints() {
@@ -198,7 +208,8 @@ export function mount(element) {
   });
   on("jobs", () => {
     if (!job(open)) {
-      const first = state.jobs.find((one) => one.kind === "train");
+      const runs = state.jobs.filter((one) => one.kind === "train");
+      const first = runs.find((one) => one.state === "running") ?? runs[0];
       if (first && first.id !== open) return openRun(first.id);
     }
     return redraw();

@@ -228,5 +228,6 @@ export function mount(element) {
     }
   });
   on("set-chosen", draw);
+  on("open-set", (ref) => { const set = state.sets.find((one) => one.id === ref || one.name === ref); if (set) select(set.id, true); });
   if (state.loaded.sets) say("sets", state.sets);
 }

@@ -4,8 +4,11 @@ import { on, remember, remembered, say, settled } from "./bus.js";
 import { popover } from "./dialogs.js";
 import { button, h, icon, keyed, picture } from "./dom.js";
 import { call } from "./form.js";
+import { interference } from "./interference.js";
+import { liveRuns, rowOfRun, runOf } from "./runs.js";
 import { show } from "./shell.js";
 import { adapter, base, state } from "./state.js";
+import { editor, isPlain } from "./strengths.js";
 import { toast } from "./toasts.js";
 
 let rows = remembered("stack", []).filter((row) => typeof row?.name === "string" && Number.isFinite(row.weight));
@@ -16,11 +19,15 @@ rows.forEach((row) => { row.key = ++serial; });
 const keep = settled(() => remember("stack", rows.map(({ name, weight, on: used, word, more }) => ({ name, weight, on: used, word, more }))), 150);
 const family = () => base(baseName)?.family ?? "";
 const fits = (found) => !found || !family() || found.family === family();
+// A LoRA of the library, or a run: both have a name, a family and perhaps a picture.
+const behind = (name) => adapter(name) ?? rowOfRun(name);
+const label = (name) => behind(name)?.label ?? name;
 const usual = (name) => remembered("weights", {})[name] ?? 1;
 
 const sent = ({ name, weight, more }) => ({ ...more, name, weight });
+const moved = settled(() => say("stack-moved"), 60);
 
-export const stack = () => rows.filter((row) => row.on && fits(adapter(row.name))).map(sent);
+export const stack = () => rows.filter((row) => row.on && fits(behind(row.name))).map(sent);
 
 function changed() {
   keep();
@@ -35,7 +42,7 @@ export function setStack(loras, other = []) {
 
 // The trigger word comes into the prompt with its LoRA, and leaves with it if it came that way.
 async function insertWord(row) {
-  const word = adapter(row.name)?.trigger;
+  const word = behind(row.name)?.trigger;
   if (word && (await call("generate", "insert", { text: word }).catch(() => false))) row.word = word;
   keep();
 }
@@ -55,7 +62,7 @@ function offerSettings(found, row) {
 }
 
 export function addToStack(name) {
-  if (rows.some((row) => row.name === name)) return toast(`${name} is in the stack already`);
+  if (rows.some((row) => row.name === name)) return toast(`${label(name)} is in the stack already`);
   const row = { key: ++serial, name, weight: usual(name), on: true };
   rows = [...rows, row];
   offerSettings(adapter(name), row);
@@ -71,6 +78,28 @@ function setWeight(row, value, node) {
   range.value = String(row.weight);
   range.style.setProperty("--share", `${Math.max(0, Math.min(100, (100 * (row.weight + 0.5)) / 2.5))}%`);
   keep();
+  moved();
+}
+
+function weigh(weights) {
+  for (const row of rows) if (row.name in weights) row.weight = weights[row.name];
+  changed();
+}
+
+// The editor of a row comes when it is opened for the first time.
+function unfold(node, row, open) {
+  row.open = open;
+  const fold = node.querySelector(".st-stackrow-fold");
+  fold.setAttribute("aria-expanded", String(open));
+  if (open && !node.editor) {
+    const find = () => rows.find((one) => one.key === row.key);
+    node.editor = editor(behind(row.name)?.title ?? row.name, (more) => { find().more = more; fillRow(node, find()); });
+    node.append(node.editor.node);
+  }
+  if (node.editor) {
+    node.editor.node.hidden = !open;
+    node.editor.set(row.more, row.weight, base(baseName));
+  }
 }
 
 function move(row, step) {
@@ -90,7 +119,9 @@ function makeRow(row) {
   const toggle = h("input", { type: "checkbox", class: "st-switch", role: "switch", "aria-label": `Use ${row.name}` });
   const grip = h("button", { type: "button", class: "st-grip", draggable: true, "aria-label": `Move ${row.name}: Alt and the arrow keys`, title: "Drag, or Alt + ↑ ↓" }, icon("grip", 16));
   const word = h("button", { type: "button", class: "st-chip", title: "Put the trigger word into the prompt" });
-  const node = h("li", { class: "st-stackrow" }, grip, h("div", { class: "st-stackrow-cover" }), h("div", { class: "st-stackrow-main" }, h("div", { class: "st-stackrow-top" }, h("b"), word, h("span", { class: "st-spring" }), toggle, button(`Remove ${row.name}`, { kind: "icon quiet small", symbol: "close", act: () => removeRow(find()) })), h("div", { class: "st-stackrow-weight" }, range, number), h("small", { class: "st-misfit" })));
+  const fold = button(`Strengths of ${behind(row.name)?.title ?? row.name}`, { kind: "icon quiet small", symbol: "sliders", title: "Text encoders, blocks and steps", act: () => unfold(node, find(), !find().open), "aria-expanded": "false" });
+  fold.classList.add("st-stackrow-fold");
+  const node = h("li", { class: "st-stackrow" }, grip, h("div", { class: "st-stackrow-cover" }), h("div", { class: "st-stackrow-main" }, h("div", { class: "st-stackrow-top" }, h("b"), word, h("span", { class: "st-spring" }), fold, toggle, button(`Remove ${row.name}`, { kind: "icon quiet small", symbol: "close", act: () => removeRow(find()) })), h("div", { class: "st-stackrow-weight" }, range, number), h("small", { class: "st-misfit" })));
   range.addEventListener("input", () => setWeight(find(), Number(range.value), node));
   range.addEventListener("dblclick", () => setWeight(find(), 1, node));
   number.addEventListener("input", () => number.value !== "" && setWeight(find(), Number(number.value), node));
@@ -116,27 +147,31 @@ function makeRow(row) {
 }
 
 function fillRow(node, row) {
-  const found = adapter(row.name);
+  const found = behind(row.name);
   const [title, word] = [node.querySelector("b"), node.querySelector(".st-chip")];
-  title.textContent = row.name;
-  title.title = row.name;
-  word.textContent = found?.trigger ?? "";
-  word.hidden = !found?.trigger;
+  title.textContent = found?.title ?? row.name;
+  title.title = label(row.name);
+  word.textContent = found?.at ?? found?.trigger ?? "";
+  word.hidden = !word.textContent;
   node.querySelector(".st-switch").checked = row.on;
-  const trouble = !found && state.loaded.adapters ? "not in the library" : !fits(found) ? `made for ${found.family}, left out with this base` : row.other ? "another file than the picture was drawn with" : "";
+  node.classList.toggle("is-live", Boolean(found?.live));
+  node.querySelector(".st-stackrow-fold").classList.toggle("is-used", !isPlain(row.more));
+  if (node.editor) node.editor.set(row.more, row.weight, base(baseName));
+  const trouble = !found && state.loaded.adapters && state.loaded.jobs ? (runOf(row.name) ? "the run is not there any more" : "not in the library") : !fits(found) ? `made for ${found.family}, left out with this base` : row.other ? "another file than the picture was drawn with" : "";
   node.querySelector(".st-misfit").textContent = trouble;
   node.classList.toggle("is-off", !row.on || Boolean(trouble));
   const cover = node.querySelector(".st-stackrow-cover");
   const source = found?.preview ?? "";
   if (cover.dataset.source !== source) {
     cover.dataset.source = source;
-    cover.replaceChildren(source ? picture(source, "") : icon("layers", 18));
+    cover.replaceChildren(source ? picture(source, "") : icon(found?.live ? "train" : "layers", 18));
   }
   setWeight(row, row.weight, node);
 }
 
 export function adapterTile(found, act, note = "") {
-  return h("button", { type: "button", class: "st-tile", title: found.name, on: { click: act } }, h("span", { class: "st-tile-cover" }, found.preview ? picture(found.preview, "") : icon("layers", 22)), h("b", {}, found.name), h("small", {}, note || found.trigger || found.family));
+  const name = found.label ?? found.name;
+  return h("button", { type: "button", class: ["st-tile", found.live && "is-live"], title: found.live ? `${name}: its weights are copied when you press Generate` : name, on: { click: act } }, h("span", { class: "st-tile-cover" }, found.preview ? picture(found.preview, "") : icon(found.live ? "train" : "layers", 22), found.live ? h("span", { class: "st-tile-live" }, "live") : null), h("b", {}, found.title ?? name), h("small", {}, note || found.at || found.trigger || found.family));
 }
 
 function openChooser(anchor) {
@@ -145,7 +180,9 @@ function openChooser(anchor) {
   const close = popover(anchor, h("div", { class: "st-chooser" }, search, list), { width: 396, label: "Add a LoRA" });
   const fill = () => {
     const words = search.value.toLowerCase().split(/\s+/);
-    const found = state.adapters.filter((one) => fits(one) && words.every((word) => `${one.name} ${one.trigger}`.toLowerCase().includes(word)));
+    const matches = (one) => fits(one) && words.every((word) => `${one.label ?? one.name} ${one.trigger}`.toLowerCase().includes(word));
+    const running = liveRuns().filter(matches);
+    const found = [...running, ...state.adapters.filter(matches)];
     list.replaceChildren(...found.slice(0, 60).map((one) => adapterTile(one, () => { close(); addToStack(one.name); })));
     if (found.length) return;
     const others = state.adapters.length ? "None of your LoRAs fits this base and search." : "There is no LoRA yet.";
@@ -161,14 +198,18 @@ export function mount(element) {
   const none = h("p", { class: "st-stack-none" }, "No LoRA: the base draws alone.");
   const add = button("Add LoRA", { kind: "small", symbol: "plus", act: (_, node) => openChooser(node) });
   const title = h("h3", {}, "LoRAs");
-  element.replaceChildren(h("section", { class: "st-section", "aria-label": "LoRAs" }, h("header", {}, title, h("span", { class: "st-spring" }), add), none, list));
+  const check = interference({ rows: stack, base: () => baseName, label, weigh });
+  element.replaceChildren(h("section", { class: "st-section", "aria-label": "LoRAs" }, h("header", {}, title, h("span", { class: "st-spring" }), add), none, list, check.node));
   const draw = () => {
     none.hidden = rows.length > 0;
     const used = stack().length;
     title.textContent = used ? `LoRAs · ${used}` : "LoRAs";
     keyed(list, rows, (row) => row.key, makeRow, fillRow);
+    check.changed();
   };
   on("stack", draw);
+  on("stack-moved", check.changed);
+  on("jobs", () => rows.some((row) => runOf(row.name)) && draw());
   on("adapters", draw);
   on("bases", draw);
   on("base-chosen", ({ form, base: name }) => { if (form === "generate") { baseName = name; draw(); } });

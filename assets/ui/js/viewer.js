@@ -11,7 +11,7 @@ import { recall, recallFile, recallPicture } from "./recall.js";
 import { current } from "./shell.js";
 import { isActive, job, state } from "./state.js";
 import * as api from "./api.js";
-import { failed } from "./toasts.js";
+import { failed, toast } from "./toasts.js";
 import { duration } from "./format.js";
 
 let follow = "";
@@ -21,20 +21,38 @@ let live = null;
 
 const active = () => state.jobs.filter((job) => job.kind === "generate" && isActive(job));
 
+const training = () => state.jobs.find((one) => one.kind === "train" && one.state === "running");
+
+// A picture waits for the device: the training gives it away, and gets it back when somebody says so.
+async function makeRoom() {
+  const run = training();
+  if (!run) return;
+  try {
+    await api.post(`/jobs/${api.id(run.id)}/pause`);
+    toast(`${run.name} pauses after this step`, { detail: "It goes on from there.", action: "Go on", seconds: 60, act: () => api.post(`/jobs/${api.id(run.id)}/resume`).catch(failed("The run does not go on")) });
+  } catch (error) {
+    failed("The run was not paused")(error);
+  }
+}
+
 function progress() {
   const bar = h("span", { class: "st-track is-tall", role: "progressbar", "aria-label": "Drawing" }, h("i"));
   const words = h("b");
   const rest = h("small");
   const cancel = button("Cancel", { kind: "small", symbol: "stop", title: "Esc", act: () => say("cancel-generate") });
-  const node = h("div", { class: "st-drawing", hidden: true }, h("div", { class: "st-drawing-words" }, words, rest, h("span", { class: "st-spring" }), cancel), bar);
+  const pause = button("Pause it", { kind: "small", symbol: "clock", title: "It stops after this step with a checkpoint, and the picture comes next", hidden: true, act: () => makeRoom() });
+  const node = h("div", { class: "st-drawing", hidden: true }, h("div", { class: "st-drawing-words" }, words, rest, h("span", { class: "st-spring" }), pause, cancel), bar);
   return {
     node,
     draw(job) {
       node.hidden = !job;
       if (!job) return;
+      const first = job.state === "queued" && training();
+      pause.hidden = !first;
+      setReason(pause, first?.message === "pausing" ? "It stops after this step" : "");
       const count = job.settings?.grid?.length ? job.settings.grid.reduce((n, axis) => n * axis.values.length, 1) : job.settings?.count ?? 1;
       const done = job.step && job.total;
-      words.textContent = job.state === "queued" ? "Waits for its turn" : done ? `Step ${job.step} of ${job.total}${count > 1 ? ` · picture ${Math.min(index + 1, count)} of ${count}` : ""}` : job.message || "Loading the base";
+      words.textContent = job.state === "queued" ? (first ? `Waits for ${first.name}` : "Waits for its turn") : done ? `Step ${job.step} of ${job.total}${count > 1 ? ` · picture ${Math.min(index + 1, count)} of ${count}` : ""}` : job.message || "Loading the base";
       rest.textContent = job.eta ? `${duration(job.eta)} left` : "";
       bar.firstChild.style.width = `${done ? (100 * job.step) / job.total : 0}%`;
       bar.classList.toggle("is-busy", job.state === "running" && !done);
