@@ -59,6 +59,10 @@ def _stacked(verb: list[str]) -> Callable[[Any, Manifest], list[str]]:
     return lambda config, _: [*verb, *(str(row) for row in config.loras), *flags(config, ("loras",))]
 
 
+def _sourced(verb: str) -> Callable[[Any, Manifest], list[str]]:
+    return lambda config, _: [verb, config.source, *flags(config, ("source",))]
+
+
 _VERBS: Mapping[str, tuple[type[Settings], Callable[[Any, Manifest], list[str]]]] = {
     "train": (TrainConfig, _train),
     "generate": (GenerateConfig, _generate),
@@ -67,7 +71,8 @@ _VERBS: Mapping[str, tuple[type[Settings], Callable[[Any, Manifest], list[str]]]
     "export": (ExportConfig, _export),
     "merge": (TOOLS["merge"], _stacked(["merge"])),
     "check": (TOOLS["check"], _stacked(["stack", "check"])),
-    "resize": (TOOLS["resize"], lambda config, _: ["resize", config.source, *flags(config, ("source",))]),
+    "resize": (TOOLS["resize"], _sourced("resize")),
+    "probe": (TOOLS["probe"], _sourced("probe")),
     "extract": (TOOLS["extract"], lambda config, _: ["extract", config.tuned, *flags(config, ("tuned",))]),
     "bake": (TOOLS["bake"], lambda config, _: ["bake", *flags(config)]),
 }

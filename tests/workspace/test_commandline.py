@@ -11,8 +11,9 @@ from studio.cli.parser import parse
 from studio.config import GenerateConfig, Settings, TrainConfig, build
 from studio.jobs.folder import Manifest
 from studio.jobs.spec import TOOLS, CaptionConfig, EvaluateConfig, ExportConfig
+from studio.jobs.worker import ALL_HANDLERS
 from studio.workspace import Workspace
-from studio.workspace.commandline import command_line
+from studio.workspace.commandline import _VERBS, command_line
 
 TRAIN = {"images": "my set", "name": "it", "learning_rate": 3e-05, "sample_prompts": ["a cat, 'quoted'", "-odd one"], "flip": True, "keep_best": False}
 GENERATE = {
@@ -47,6 +48,7 @@ def test_settings_come_back_as_they_were_with_the_seed_that_was_drawn(kind: str,
         ("merge", TOOLS["merge"], {"loras": ["a=0.5", "b"], "method": "svd", "rank": 8}, {"loras": ["a=0.5", "b=1"], "method": "svd", "rank": "8"}),
         ("check", TOOLS["check"], {"loras": ["a=0.5,text=0", "b"], "base": "demo-sdxl"}, {"loras": ["a=0.5,text=0", "b=1"], "base": "demo-sdxl"}),
         ("resize", TOOLS["resize"], {"source": "a", "energy": 0.5}, {"source": "a", "energy": "0.5"}),
+        ("probe", TOOLS["probe"], {"source": "a", "tolerance": 0.5}, {"source": "a", "tolerance": "0.5"}),
         ("extract", TOOLS["extract"], {"tuned": "t", "base": "b", "text_encoders": False}, {"tuned": "t", "base": "b", "text_encoders": False}),
         ("bake", TOOLS["bake"], {"base": "b", "loras": ["a=0.5"], "output": "x"}, {"base": "b", "loras": ["a=0.5"], "output": "x"}),
     ],
@@ -54,6 +56,10 @@ def test_settings_come_back_as_they_were_with_the_seed_that_was_drawn(kind: str,
 def test_every_kind_of_job_has_a_line_that_its_verb_understands(kind: str, settings: type[Settings], values: dict[str, Any], expected: dict[str, Any]) -> None:
     arguments = vars(parse(shlex.split(command_line(manifest(kind, build(settings, values).model_dump(mode="json"))))[1:]))
     assert {name: arguments[name] for name in expected} == expected
+
+
+def test_no_kind_of_job_is_without_a_line() -> None:
+    assert set(_VERBS) == set(ALL_HANDLERS)
 
 
 def test_a_job_of_the_queue_is_told_as_one_line(tmp_path: Path) -> None:

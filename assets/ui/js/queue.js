@@ -11,8 +11,8 @@ import { isActive, refresh, state } from "./state.js";
 import { words } from "./status.js";
 import { failed, toast } from "./toasts.js";
 
-const SYMBOLS = { train: "train", generate: "generate", export: "download", caption: "text", evaluate: "check", check: "layers", merge: "layers", resize: "minus", extract: "layers", bake: "box" };
-const KINDS = { train: "training", generate: "pictures", export: "export", caption: "captions", evaluate: "evaluation", check: "stack check", merge: "merge", resize: "resize", extract: "extraction", bake: "baking" };
+const SYMBOLS = { train: "train", generate: "generate", export: "download", caption: "text", evaluate: "check", check: "layers", merge: "layers", resize: "minus", probe: "minus", extract: "layers", bake: "box" };
+const KINDS = { train: "training", generate: "pictures", export: "export", caption: "captions", evaluate: "evaluation", check: "stack check", merge: "merge", resize: "resize", probe: "rank probe", extract: "extraction", bake: "baking" };
 const TONES = { running: "accent", paused: "warn", finished: "good", failed: "bad", interrupted: "warn" };
 const ORDER = { running: 0, queued: 1, paused: 2 };
 const LAST = 1e6; // a place behind every job
