@@ -54,6 +54,7 @@ def routes(workspace: Workspace) -> APIRouter:
     router = APIRouter(prefix="/jobs")
     _submit(router, workspace)
     _read(router, workspace)
+    _files(router, workspace)
     _steer(router, workspace)
     return router
 
@@ -141,6 +142,10 @@ def _read(router: APIRouter, workspace: Workspace) -> None:
     @router.get("/{id}/checkpoints")
     def checkpoints(id: str) -> dict[str, Any]:
         return {"items": public(jobs.checkpoints(id))}
+
+
+def _files(router: APIRouter, workspace: Workspace) -> None:
+    jobs = workspace.jobs
 
     @router.get("/{id}/files/{relative:path}")
     def file(id: str, relative: str) -> FileResponse:
