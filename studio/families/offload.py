@@ -107,11 +107,12 @@ class Block:
 
 @dataclass(eq=False)
 class Slot:
-    """A buffer on the device. `ready`: an event after the copy into it, None where copies are waited for."""
+    """A buffer on the device. ready: an event after the copy into it, None where copies are waited for. coming: whether nobody has waited for it."""
 
     memory: Tensor
     ready: Any
     holds: Block | None = None
+    coming: bool = False
     bound: bool = False
 
     def leave(self) -> None:
@@ -144,8 +145,7 @@ class Ring:
         """Have the block's weights in place for what the current stream does next, and send for the next block."""
         self._learn(block, back)
         slot = next((slot for slot in self.slots if slot.holds is block), None) or self._fetch(block)
-        if slot.ready is not None:
-            torch.cuda.current_stream(self.device).wait_event(slot.ready)
+        self._await(slot)
         if not slot.bound:
             block.bind(slot.memory)
             slot.bound = True
@@ -155,18 +155,30 @@ class Ring:
         if ahead and len(self.slots) > 1 and all(slot.holds is not ahead for slot in self.slots):
             self._fetch(ahead)
 
-    def empty(self) -> None:
-        """Forget what is on the device."""
+    def rest(self) -> None:
+        """Forget what is on the device. What the current stream does next may change the buffers."""
         for slot in self.slots:
+            self._await(slot)
             slot.leave()
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Within, a pass is recorded, with the ring at rest before: it brings every block that it needs, for a replay finds anything in the buffers."""
+        try:
+            yield
+            self.rest()
+        finally:
+            for slot in self.slots:
+                slot.coming, slot.ready = False, self._event()  # one that was recorded means nothing outside
+                slot.leave()
 
     def close(self) -> None:
         """Leave the blocks where they wait, as ordinary weights in main memory."""
         while self._undo:
             self._undo.pop()()
-        self.empty()
+        self.rest()
         if self.beside:
-            self.beside.synchronize()
+            torch.cuda.synchronize(self.device)
         for block in self.blocks:
             block.unpin()
         self.slots.clear()
@@ -196,13 +208,20 @@ class Ring:
     def _fetch(self, block: Block) -> Slot:
         """Start copying the block into the buffer that was not needed for longest."""
         slot = self.slots[0]
+        self._await(slot)
         slot.leave()
         with self._after_what_was_asked():
             slot.memory[: block.size].copy_(block.home, non_blocking=True)
             if slot.ready is not None:
                 slot.ready.record()
-        slot.holds = block
+        slot.holds, slot.coming = block, True
         return slot
+
+    def _await(self, slot: Slot) -> None:
+        """Let the current stream wait for what is on its way into the buffer."""
+        if slot.coming and slot.ready is not None:
+            torch.cuda.current_stream(self.device).wait_event(slot.ready)
+        slot.coming = False
 
     @contextmanager
     def _after_what_was_asked(self) -> Iterator[None]:
@@ -213,7 +232,10 @@ class Ring:
             yield
 
     def _slot(self, size: int) -> Slot:
-        return Slot(torch.empty(size, dtype=torch.uint8, device=self.device), torch.cuda.Event() if self.beside else None)
+        return Slot(torch.empty(size, dtype=torch.uint8, device=self.device), self._event())
+
+    def _event(self) -> Any:
+        return torch.cuda.Event() if self.beside else None
 
 
 _PLACES = ("_compiled_call_impl", "forward")  # what a call of a module runs: the first that is there

@@ -204,6 +204,10 @@ class Fused:
         module.__dict__["forward"] = forward
         self._undo.append(lambda: module.__dict__.pop("forward") if before is None else module.__dict__.update(forward=before))
 
+    def after(self, act: Callable[[], object]) -> None:
+        """Do this on `undo`, before what was changed earlier is put back."""
+        self._undo.append(act)
+
     @torch.no_grad()
     def clear(self) -> None:
         """Forget all gradients."""

@@ -3,15 +3,17 @@
 
 Every row of what is multiplied gets a scale of its own, every weight one. Only the product itself and its gradient on the input run in
 8 bits; sums are kept in fp32, the LoRA beside it stays in the base's number format. Both directions need the weight in rows, so it is
-kept twice, beside the exact one that checkpoints and previews rely on.
+kept twice. The exact weights rest in main memory meanwhile: previews draw with the rounded ones, too.
 """
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from studio.families.offload import Block
 from studio.lora.fused import Fused, Product, product_factors
 
 FORMAT = torch.float8_e4m3fn
@@ -142,22 +144,37 @@ def reduce(denoiser: nn.Module, made: Fused) -> int:
     n = 0
     kinds = getattr(denoiser, "_repeated_blocks", None) or []
     for block in [module for module in denoiser.modules() if type(module).__name__ in kinds]:
-        for owner in list(block.modules()):
-            product = _product(owner)
-            if product is not None:
-                weight, bias, down, up = product.operands
-                stand_in = Scaled(weight, bias, (down, up, product.scale)) if _large(weight) else None
-            else:
-                norm = type(owner).__name__.startswith("AdaLayerNorm")  # few rows, and what they give scales everything
-                for child in owner.children() if not norm else ():
-                    if type(child) is nn.Linear and _large(child.weight) and not child.weight.requires_grad and not hasattr(owner, "base_layer"):
-                        made.stand_in(child, Scaled(child.weight, child.bias).forward)
-                        n += 1
-                continue
-            if stand_in is not None:
-                made.stand_in(owner, stand_in.forward)
-                n += 1
+        rounded: list[Tensor] = []
+        for owner, weight, bias, lora in list(_products(block)):
+            made.stand_in(owner, Scaled(weight, bias, lora).forward)
+            rounded.append(weight)
+        if rounded:
+            _rest(block, rounded, made)
+        n += len(rounded)
     return n
+
+
+def _products(block: nn.Module) -> Iterator[tuple[nn.Module, Tensor, Tensor | None, tuple[Tensor, Tensor, float] | None]]:
+    """The modules of a block that are one large frozen product: weight, bias, and the LoRA beside it."""
+    for owner in list(block.modules()):
+        product = _product(owner)
+        if product is not None:
+            weight, bias, down, up = product.operands
+            if _large(weight):
+                yield owner, weight, bias, (down, up, product.scale)
+        elif not type(owner).__name__.startswith("AdaLayerNorm"):  # few rows, and what they give scales everything
+            for child in owner.children():
+                if type(child) is nn.Linear and _large(child.weight) and not child.weight.requires_grad and not hasattr(owner, "base_layer"):
+                    yield child, child.weight, child.bias, None
+
+
+def _rest(block: nn.Module, rounded: list[Tensor], made: Fused) -> None:
+    """Let weights that were rounded rest in main memory until `made.undo`, those of single layers that see the same ones too."""
+    device = rounded[0].device
+    places = {weight.untyped_storage().data_ptr() for weight in rounded}
+    same = [parameter for parameter in block.parameters() if parameter.untyped_storage().data_ptr() in places]
+    resting = Block(block, [*rounded, *same], torch.device("cpu"))
+    made.after(lambda: resting.bind(resting.home.to(device)))
 
 
 def _product(module: Any) -> Product | None:

@@ -7,6 +7,7 @@ are copied out after it and read when they have come. A step whose loss or gradi
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from studio.data.cache import release
 from studio.errors import RunError
+from studio.families.offload import Ring
 from studio.training import optim
 from studio.training.lean import recompute
 from studio.training.objective import Objective
@@ -53,13 +55,14 @@ class Engine:
     """Takes the steps of a Stepper whose adapter is fused. With `record` off it computes the same without graphs, on any device.
 
     spares: where memory runs out while a step is recorded, activations are recomputed for a larger share of the blocks, and it is recorded anew.
+    ring: brings blocks of the base that wait in main memory; a recorded step brings them itself.
     """
 
-    def __init__(self, stepper: Stepper, *, record: bool = True, spares: bool = False):
+    def __init__(self, stepper: Stepper, *, record: bool = True, spares: bool = False, ring: Ring | None = None):
         self.stepper, self.weights, self.optimizer = stepper, stepper.weights, stepper.optimizer
         stepper.objective = _placed(stepper.objective, stepper.components.device)
         self.max_norm, self.device = stepper.max_norm, stepper.components.device
-        self.record, self.trouble = record, ""
+        self.record, self.trouble, self.ring = record, "", ring
         self.shares = list(SHARES) if spares else []
         self.notes: list[str] = []
         self.total, self.figures = torch.zeros((), device=self.device), torch.zeros(3, device=self.device)
@@ -84,6 +87,8 @@ class Engine:
                 continue
             for name, tensor in tensors(micro).items():
                 recorded.inputs[name].copy_(tensor, non_blocking=True)
+            if self.ring:
+                self.ring.rest()
             recorded.graph.replay()
         return self.total
 
@@ -235,7 +240,9 @@ class Engine:
                 warm()
         torch.cuda.current_stream(self.device).wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=beside):
+        if self.ring:
+            self.ring.rest()
+        with torch.cuda.graph(graph, pool=self.pool, stream=beside), self.ring.recorded() if self.ring else nullcontext():
             act()
         return graph
 

@@ -107,7 +107,7 @@ class Run:
             self.carried["validation"] = self.watch = Watch()
         if resumed:
             self._restore(resumed)
-        self.engine = Engine(stepper, spares=spares) if self.fast else None
+        self.engine = Engine(stepper, spares=spares, ring=self.placed.ring) if self.fast else None
 
     def _restore(self, resumed: Path) -> None:
         state = checkpoint.state(resumed)

@@ -54,8 +54,6 @@ def _obstacle(attached: Attached, config: TrainConfig) -> str:
         return f"recording a step needs an NVIDIA GPU, this is {c.device.type}"
     if c.dtype == torch.float16:
         return "fp16 looks at its loss scale after every step"
-    if config.block_offload:
-        return "blocks of the base wait in main memory"
     if config.processes > 1:
         return "several processes add up their gradients between the passes"
     if config.optimizer != "adamw":

@@ -241,14 +241,20 @@ def test_products_in_eight_bits_stay_close_and_give_gradients_to_input_and_lora_
         return found
 
     exact = both()
+    kept, before, place = linear.weight.clone(), attach.fingerprint(c), linear.weight.data_ptr()
     assert scaled.reduce(c.denoiser, made) > 10
+    assert linear.weight.data_ptr() != place and attach.fingerprint(c) == before, "the exact weights rest elsewhere, bit for bit"
     for ours, theirs in zip(both(), exact, strict=True):
         error = float((ours - theirs).detach().norm() / theirs.norm().clamp(min=1e-9))
         assert error < 0.08
     assert not torch.equal(attention.to_qkv(x), exact[0]), "nothing was rounded"
     assert all(p.grad is None for p in c.denoiser.parameters() if not p.requires_grad)
+    with torch.no_grad():
+        linear.weight.zero_()
+        assert linear(y).any(), "the weights at rest take no part in the products"
+        linear.weight.copy_(kept)
     made.undo()
-    assert torch.equal(linear(y), exact[1])
+    assert torch.equal(linear(y), exact[1]) and attach.fingerprint(c) == before
 
 
 def test_eight_bits_are_refused_where_they_cannot_be():

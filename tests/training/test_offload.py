@@ -7,10 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from studio.errors import RunError
-from studio.families import sources
-from studio.training import preflight
+from studio.families import offload, sources
+from studio.training import placing, preflight
 
 from .conftest import Studio
+from .test_fast import Bench
+from .test_loop import BASES
 
 
 def test_a_run_goes_on_with_another_share_and_ends_with_the_same_weights(studio: Studio, tmp_path: Path, of_kind) -> None:
@@ -31,3 +33,18 @@ def test_a_base_too_large_for_the_device_is_told_to_let_blocks_wait(monkeypatch:
     with pytest.raises(RunError, match="a larger block_offload"):
         preflight.memory(base, torch.float32, torch.device("cpu"))
     preflight.memory(base, torch.float32, torch.device("cpu"), share=1.0)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_fused_steps_with_waiting_blocks_are_the_same_bit_for_bit(base: str) -> None:
+    plain, waits = Bench(base, "engine"), Bench(base, "engine")
+    denoiser = waits.subject.components.denoiser
+    assert waits.engine is not None
+    waits.engine.ring = ring = offload.wait(denoiser, offload.names(denoiser, 0.7), torch.device("cpu"), placing._trained, placing._joined)
+    batches, rates = [[(64, 0)], [(64, 1), (128, 2)]], [1e-2, 5e-3]
+    assert plain.losses(batches, rates) == waits.losses(batches, rates)
+    assert all(torch.equal(one, other) for one, other in zip(plain.weights(), waits.weights(), strict=True))
+    assert all(slot.holds for slot in ring.slots)
+    ring.rest()
+    assert not any(slot.holds or slot.bound for slot in ring.slots)
+    assert plain.losses(batches[:1], rates[:1]) == waits.losses(batches[:1], rates[:1])

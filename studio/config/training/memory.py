@@ -25,6 +25,6 @@ class Memory(Settings):
         default="auto", description="graph records the whole step once and replays it, compile also compiles its blocks (NVIDIA only); auto chooses"
     )
     fp8_products: bool = Field(
-        default=False, description="Multiply with the frozen base in 8 bits: faster on RTX 40, H100 and newer, rounds more, takes twice the base's memory"
+        default=False, description="Multiply with the frozen base in 8 bits: faster on RTX 40, H100 and newer, rounds more; the exact base rests in main memory"
     )
     processes: int = Field(default=1, ge=1, le=64, description="Processes that share every batch, each with a GPU of its own; at most batch_size")
