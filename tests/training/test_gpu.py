@@ -125,3 +125,20 @@ def test_recorded_steps_follow_eager_ones_over_shapes_accumulation_and_a_resume(
     middle = str(tmp_path / "recorded" / "checkpoints" / "step-000004")
     again = told(gpu.run(gpu.config(base, speed=speed, start_from=middle, **values), tmp_path / "again"))
     assert [step[1] for step in again] == pytest.approx(losses[4:], rel=1e-3)
+
+
+@pytest.mark.parametrize("format", ["full", "int8"])
+@pytest.mark.parametrize("base", BASES)
+def test_recorded_steps_bring_waiting_blocks_and_follow_those_that_have_them(gpu, tmp_path, of_kind, base, format):
+    """Full bases in recorded steps, rounded ones in eager steps; looks at held-out pictures use the ring in between."""
+    values = {"precision": "bf16", "base_format": format, "steps": 8, "save_every": 4, "validation_fraction": 0.3, "validation_every": 2}
+    there = list(gpu.run(gpu.config(base, speed="graph", **values), tmp_path / "there"))
+    waits = list(gpu.run(gpu.config(base, speed="graph", block_offload=0.7, **values), tmp_path / "waits"))
+    assert of_kind(waits, "started")[0].facts["speed"] == of_kind(there, "started")[0].facts["speed"]
+    assert not [event.message for event in of_kind(waits, "warned") if "cannot be recorded" in event.message]
+    for kind in ("step", "validation"):
+        losses = [[event.loss for event in of_kind(events, kind)] for events in (there, waits)]
+        assert losses[1] == pytest.approx(losses[0], rel=CLOSE["bf16"])
+    middle = str(tmp_path / "waits" / "checkpoints" / "step-000004")
+    again = told(gpu.run(gpu.config(base, speed="graph", block_offload=0.3, start_from=middle, **values), tmp_path / "again"))
+    assert [step[1] for step in again] == pytest.approx([event.loss for event in of_kind(waits, "step")][4:], rel=1e-2)

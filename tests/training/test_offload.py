@@ -26,6 +26,12 @@ def test_a_run_goes_on_with_another_share_and_ends_with_the_same_weights(studio:
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
 
 
+def test_products_in_eight_bits_need_all_blocks_on_the_device(studio: Studio) -> None:
+    with pytest.raises(ValueError, match="name one of them"):
+        studio.config(fp8_products=True, block_offload=0.5)
+    assert studio.config(fp8_products=True, block_offload=0).fp8_products
+
+
 def test_a_base_too_large_for_the_device_is_told_to_let_blocks_wait(monkeypatch: pytest.MonkeyPatch, studio: Studio) -> None:
     base = sources.find("demo-flux")
     size = preflight.weights(base) * 4

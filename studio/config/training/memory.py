@@ -1,8 +1,8 @@
 """What a run may take of the machine."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from studio.config.settings import Settings
 
@@ -28,3 +28,9 @@ class Memory(Settings):
         default=False, description="Multiply with the frozen base in 8 bits: faster on RTX 40, H100 and newer, rounds more; the exact base rests in main memory"
     )
     processes: int = Field(default=1, ge=1, le=64, description="Processes that share every batch, each with a GPU of its own; at most batch_size")
+
+    @model_validator(mode="after")
+    def _rounded_or_waiting(self) -> Self:
+        if self.fp8_products and self.block_offload:
+            raise ValueError("fp8_products and block_offload are both given: products in 8 bits need all blocks on the device, so name one of them")
+        return self
