@@ -145,7 +145,11 @@ class Cache:
         return _hash("mask", self.latent_key(want), want.picture.mask_sha256)
 
     def text_key(self, caption: str) -> str:
-        return _hash("text", self._identity("text"), str(self.dtype), caption)
+        if caption.strip():
+            return _hash("text", self._identity("text"), str(self.dtype), caption)
+        index = self.base.path / "model_index.json"  # says of some bases that nothing said is all zeros
+        told = _file_hash(str(index), *_stamp(index)) if index.is_file() else ""
+        return _hash("silence", self._identity("text"), str(self.dtype), told)
 
     def _identity(self, part: Part) -> str:
         if part not in self._identities:

@@ -33,6 +33,11 @@ def decode_caption(content: bytes) -> str:
 def _text(content: bytes) -> str:
     if len(content) > MAX_CAPTION_BYTES:
         raise PictureError("caption_too_long", f"caption of {len(content):,} bytes is over the limit of {MAX_CAPTION_BYTES:,}")
+    return decode_text(content)
+
+
+def decode_text(content: bytes) -> str:
+    """UTF-8, UTF-16 if it says so by its mark, else Latin-1 (cp1252), as people's text files come."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", errors="replace")
     try:

@@ -10,10 +10,10 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
-from studio.data import jpeg
+from studio.data import jpeg, pairs
 from studio.data.archives import Item
 from studio.data.captions import CAPTION_SUFFIXES, caption_files, caption_lines, caption_of, fold, numbered_captions
 from studio.data.decoding import Decoded, PictureError, decode_noted, pixel_hash
@@ -21,6 +21,7 @@ from studio.data.images import about_fields, is_picture_name, regular_files, upr
 from studio.data.masks import ENDING, is_mask_name
 from studio.data.masks import FOLDER as MASKS
 from studio.data.names import safe_stem
+from studio.errors import ImageError
 
 CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")
 
@@ -87,13 +88,14 @@ class Intake:
         done = 0
         masks = [item for item in items if _is_mask(item)]
         captions = [item for item in items if _is_caption(item)]
-        others = [item for item in items if not _is_caption(item) and not _is_mask(item)]
+        lists = [item for item in items if pairs.is_list(item.inner.name)]
+        others = [item for item in items if not _is_caption(item) and not _is_mask(item) and not pairs.is_list(item.inner.name)]
         wanted: dict[int, list[_Known]] = {}
-        for item in others + masks + captions:
+        for item in others + masks + captions + lists:
             if progress:
                 progress(done, len(items), item.name)
             if done == len(others) + len(masks):
-                wanted = self._pair(captions)
+                wanted = self._beside(captions)
             try:
                 if any(is_clutter(part) for part in item.inner.parts):
                     self._skip(item, "hidden", "a hidden or system file, not a picture")
@@ -103,13 +105,30 @@ class Intake:
                     self._take_mask(item)
                 elif item.inner.name.lower() == "set.json":
                     self._take_about(item)
+                elif pairs.is_list(item.inner.name):
+                    self._take_pairs(item)
                 else:
                     self._take_picture(item)
             except PictureError as error:
                 self.report.rejected.append(Rejected(item.name, error.code, str(error)))
+            except ImageError as error:
+                self.report.rejected.append(Rejected(item.name, "bad_pairs", str(error)))
             done += 1
+        if not lists:
+            self._keep_named_pairs()
         if progress:
             progress(done, len(items), "")
+
+    def _keep_named_pairs(self) -> None:
+        """List the pairs that names tell of where a picture got another name, or was in the set as another's twin."""
+        named = {(known.home, fold(PurePath(known.name).stem)): known for known in self.known}
+        rows = []
+        for (home, stem), better in named.items():
+            worse = named.get((home, stem.removesuffix(pairs.BETTER) + pairs.WORSE)) if stem.endswith(pairs.BETTER) else None
+            if worse and better.stored != worse.stored:
+                rows.append((better, worse))
+        if any(fold(Path(known.stored).stem) != fold(PurePath(known.name).stem) for row in rows for known in row):
+            pairs.extend(self.folder, [pairs.Row(better.stored, worse.stored) for better, worse in rows])
 
     def _take_picture(self, item: Item) -> None:
         content = item.read()
@@ -140,7 +159,7 @@ class Intake:
                     self.unhashed.discard(stored)  # broken in the set already, so no twin of a sound picture
         return self.by_pixels.get(pixels)
 
-    def _pair(self, captions: Sequence[Item]) -> dict[int, list[_Known]]:
+    def _beside(self, captions: Sequence[Item]) -> dict[int, list[_Known]]:
         """id of a caption item -> the pictures it belongs to; several pictures may share one."""
         homes: dict[str, dict[str, Item]] = {}
         for item in captions:
@@ -192,6 +211,29 @@ class Intake:
             raise PictureError("bad_json", f"set.json is not valid JSON ({type(error).__name__})") from error
         write(self.folder / "set.json", json.dumps(about, ensure_ascii=False, indent=2).encode())
         self.report.accepted.append(Accepted(item.name, "set.json"))
+
+    def _take_pairs(self, item: Item) -> None:
+        """The pairs of a list under the names that their pictures have in the set. One whose picture is not there is told and left out."""
+        rows = pairs.read(item.inner.name, item.read())
+        placed = [(row, self._stored(item, row.better), self._stored(item, row.worse)) for row in rows]
+        missing = [name for row, better, worse in placed for name, stored in ((row.better, better), (row.worse, worse)) if not stored]
+        whole = [pairs.Row(better, worse, row.caption) for row, better, worse in placed if better and worse and better != worse]
+        if not whole:
+            raise ImageError(
+                f"{item.inner.name}: none of its {len(rows)} pairs has both pictures, first missing {(missing or [rows[0].better])[0]!r}; add them"
+            )
+        pairs.extend(self.folder, whole)
+        left = len(rows) - len(whole)
+        notes = [f"{len(whole)} pairs"] + ([f"{left} left out: no two pictures of them are in the set, first {(missing or ['twins'])[0]!r}"] if left else [])
+        self.report.accepted.append(Accepted(item.name, pairs.FILE, tuple(notes)))
+
+    def _stored(self, item: Item, name: str) -> str:
+        """What a picture that a list names, by its path beside the list or by its name alone, is called in the set; empty if it is not there."""
+        path = PurePosixPath(name.replace("\\", "/"))
+        called = [known for known in self.known if fold(known.name) == fold(path.name)]
+        beside = [known for known in called if PurePosixPath(known.home) == PurePosixPath(item.home) / path.parent]
+        found = beside or (called if len({known.stored for known in called}) == 1 else [])
+        return found[0].stored if found else ""
 
     def _skip(self, item: Item, code: str, message: str) -> None:
         self.report.skipped.append(Rejected(item.name, code, message))

@@ -131,7 +131,10 @@ class Sdxl:
         return shared.decode_latents(c.parts["vae"], latents)
 
     def encode_captions(self, c: Components, captions: Sequence[str]) -> Conditioning:
-        """prompt_embeds (B, 77, D): the last layer but one of both encoders; pooled_prompt_embeds (B, D2): the second encoder's projection."""
+        """prompt_embeds (B, 77, D): the last layer but one of both encoders; pooled_prompt_embeds (B, D2): the second encoder's projection.
+
+        Of a base that draws away from zeros where there is no negative prompt, an empty caption is all zeros: it is what it was trained with.
+        """
         import torch
 
         hidden = []
@@ -141,7 +144,8 @@ class Sdxl:
             hidden.append(output.hidden_states[-2])
             pooled = output[0]
         assert pooled is not None
-        return {"prompt_embeds": torch.cat(hidden, dim=-1), "pooled_prompt_embeds": pooled}
+        found = {"prompt_embeds": torch.cat(hidden, dim=-1), "pooled_prompt_embeds": pooled}
+        return _silent(found, captions) if c.parts.get("force_zeros_for_empty_prompt") else found
 
     def encode_prompt(self, c: Components, prompt: Sequence[Passage], tokens: int = 0) -> Conditioning:
         """Windows of 77 tokens side by side, (1, n * 77, D); what is pooled is the first window, as in A1111."""
@@ -172,6 +176,14 @@ class Sdxl:
         from diffusers import StableDiffusionXLPipeline
 
         return StableDiffusionXLPipeline(**c.parts, add_watermarker=False)
+
+
+def _silent(found: Conditioning, captions: Sequence[str]) -> Conditioning:
+    """Zeros for the captions that say nothing."""
+    import torch
+
+    rows = torch.tensor([row for row, caption in enumerate(captions) if not caption.strip()], dtype=torch.long)
+    return {name: tensor.index_fill(0, rows.to(tensor.device), 0.0) for name, tensor in found.items()} if len(rows) else found
 
 
 def _read_file(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dict[str, Any]:

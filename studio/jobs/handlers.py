@@ -146,9 +146,10 @@ def stepping(work: Work) -> Iterator[Event]:
 
 
 def _captions(config: TrainConfig, images: "ImageSet") -> list[str]:
-    from studio.training.words import with_trigger
+    from studio.training.words import with_trigger, without_separator
 
-    return [with_trigger(picture.caption, config.trigger or images.trigger) for picture in images.pictures]
+    trigger, sign = config.trigger or images.trigger, config.keep_separator
+    return [without_separator(with_trigger(picture.caption, trigger), sign) for picture in images.pictures]
 
 
 def _preview(config: TrainConfig, captions: Sequence[str]) -> "Callable[[Components, int, Path], Iterable[Sample]] | None":

@@ -16,6 +16,7 @@ from studio.training.step import Micro
 def drawn(store: Cache, draws: Sequence[Draw], wants: Sequence[Want], config: TrainConfig) -> Micro:
     """The micro-batch of these pictures. What no setting asks for is None, so that plain training stays plain."""
     batch, device = store.batch(wants), store.device
+    outside = 1 - batch.masks if config.masked_prior_weight and batch.masks is not None else None
     if batch.masks is not None:
         batch = replace(batch, masks=config.unmasked_weight + (1 - config.unmasked_weight) * batch.masks)
     shape = tuple(batch.latents.shape[1:])
@@ -36,4 +37,5 @@ def drawn(store: Cache, draws: Sequence[Draw], wants: Sequence[Want], config: Tr
         there(prior) if any(want.prior for want in wants) else None,
         store.batch(rivals).latents if rivals else None,
         tuple(want.caption for want in wants) if config.reads_live else (),
+        outside,
     )

@@ -12,7 +12,7 @@ from studio.families.base import Base, Part
 from studio.training.checkpoint import State
 from studio.training.plan import FREE, Plan
 
-ENGINE = 1  # raise it when the same settings, base and pictures would take other steps than before
+ENGINE = 2  # raise it when the same settings, base and pictures would take other steps than before
 PARTS: Mapping[Part, str] = {"denoiser": "the base's denoiser", "vae": "the base's VAE", "text": "the base's text encoders"}
 NAMES = frozenset({"base", "vae", "encoders"})  # names of files, whose contents are compared
 

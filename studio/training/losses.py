@@ -10,6 +10,8 @@ from torch import Tensor
 from studio.config.training.objective import Objective
 from studio.training.objective import STEPS, Noised
 
+LEAST = 1e-6  # a mask that counts for less in all is empty
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -46,7 +48,7 @@ def loss_of(chosen: Objective) -> Loss:
 
 
 def mean(found: Tensor, mask: Tensor | None) -> Tensor:
-    """(B,): the mean over all places, or over those that count: a picture weighs the same however small its mask."""
+    """(B,): the mean over all places, or over those that count: a picture weighs the same however small its mask. 0 where none does."""
     if mask is None:
         return found.flatten(1).mean(1)
-    return (found.mean(1, keepdim=True) * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
+    return (found.mean(1, keepdim=True) * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=LEAST)

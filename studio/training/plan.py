@@ -117,7 +117,7 @@ def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resume
         *newwords.check(config, facts, kept),
     )
     # Each is judged once: at the first size, under the first caption.
-    judged = tuple(Want(one.picture, one.crop, False, one.captions[0], config.masked_loss, rival=one.rival) for one in held)
+    judged = tuple(Want(one.picture, one.crop, False, one.whole or one.captions[0], config.masked_loss, rival=one.rival) for one in held)
     return Plan(config, kept, order, steps, pictures_hash, told, judged)
 
 

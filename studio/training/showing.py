@@ -11,7 +11,7 @@ from studio.data.buckets import Crop
 from studio.data.images import Companion, ImageSet, Picture
 from studio.data.pairs import pairs_of
 from studio.errors import SettingsError
-from studio.training.words import with_trigger
+from studio.training.words import with_trigger, without_separator
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Shown:
     repeats: int = 1
     weight: float = 1.0  # of its loss
     prior: bool = False  # it is to be predicted as the base alone does
+    whole: str = ""  # what a held-out picture is judged under where parts of captions are left out; empty: the first caption
     rival: Picture | None = None  # the worse picture of a pair
 
     def told(self) -> list[Any]:
@@ -47,7 +48,7 @@ def shown(images: ImageSet, config: TrainConfig, multiple: int) -> list[Shown]:
         kept = _of_set(replace(more, repeats=more.repeats * config.repeats), config, "", multiple)
         found += [replace(one, weight=config.prior_weight, prior=config.prior_prediction, captions=_prior(one, config)) for one in kept]
     if config.prior_prediction and not regular:
-        own = [(one, one.picture.captions or (one.picture.caption,)) for one in found]
+        own = [(one, [without_separator(line, config.keep_separator) for line in one.picture.captions or (one.picture.caption,)]) for one in found]
         bare = [replace(one, captions=without_trigger(words, trigger)) for one, words in own]
         found += [replace(one, weight=config.prior_weight, prior=True, captions=_prior(one, config)) for one in bare]
     return found
@@ -71,28 +72,54 @@ def _of_set(one: Companion, config: TrainConfig, trigger: str, multiple: int) ->
         for picture, crop in zip(one.images.pictures, crops.values(), strict=True):
             # A picture smaller than two sizes would be shown as the very same twice.
             if not any(other.picture is picture and other.crop.bucket == crop.bucket for other in found):
-                found.append(Shown(picture, crop, captions_of(picture, config, trigger), one.repeats))
+                whole = whole_caption(picture, config, trigger) if config.tag_dropout else ""
+                found.append(Shown(picture, crop, captions_of(picture, config, trigger), one.repeats, whole=whole))
     return found
 
 
 def captions_of(picture: Picture, config: TrainConfig, trigger: str) -> tuple[str, ...]:
     """All texts under which a picture may be shown, without the empty one of caption dropout."""
-    lines = picture.captions if config.caption_lines == "draw" and picture.captions else (picture.caption,)
-    called = [with_trigger(line, trigger) for line in lines]
-    if not config.caption_shuffle:
-        return tuple(dict.fromkeys(called))
-    orders = [text for line in called for text in shuffled(line, config.caption_variants, config.keep_tokens, config.seed)]
-    return tuple(dict.fromkeys(orders))
+    called = [with_trigger(line, trigger) for line in _lines(picture, config)]
+    if not config.caption_shuffle and not config.tag_dropout:
+        return tuple(dict.fromkeys(without_separator(line, config.keep_separator) for line in called))
+    return tuple(dict.fromkeys(text for line in called for text in varied(line, config)))
 
 
-def shuffled(caption: str, n: int, keep: int, seed: int) -> Iterator[str]:
-    """Up to n different orders of the parts between commas, the first `keep` in place; they follow from caption and seed alone."""
-    parts = [part.strip() for part in caption.split(",") if part.strip()]
-    front, rest = parts[:keep], parts[keep:]
-    draw = random.Random(f"shuffle {seed} {caption}")
-    for _ in range(n):
-        draw.shuffle(rest)
-        yield ", ".join([*front, *rest])
+def whole_caption(picture: Picture, config: TrainConfig, trigger: str) -> str:
+    """The first caption with nothing left out: what a picture is judged under."""
+    return captions_of(picture, config.model_copy(update={"tag_dropout": 0.0}), trigger)[0]
+
+
+def varied(caption: str, config: TrainConfig) -> Iterator[str]:
+    """Forms of a caption: the parts between commas in another order, or some of them left out, those at the front in place.
+
+    They follow from caption and seed alone.
+    """
+    front, rest = _kept(caption, config)
+    order, chance = random.Random(f"shuffle {config.seed} {caption}"), random.Random(f"thin {config.seed} {caption}")
+    for _ in range(config.caption_variants):
+        if config.caption_shuffle:
+            order.shuffle(rest)
+        left = [part for part in rest if not config.tag_dropout or chance.random() >= config.tag_dropout]
+        yield ", ".join([*front, *left])
+
+
+def _kept(caption: str, config: TrainConfig) -> tuple[list[str], list[str]]:
+    """The parts that stay, and the others."""
+    sign = config.keep_separator
+    before, found, after = caption.partition(sign) if sign else (caption, "", "")
+    if found:
+        return _parts(before), _parts(without_separator(after, sign))
+    parts = _parts(caption)
+    return parts[: config.keep_tokens], parts[config.keep_tokens :]
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _lines(picture: Picture, config: TrainConfig) -> Sequence[str]:
+    return picture.captions if config.caption_lines == "draw" and picture.captions else (picture.caption,)
 
 
 def without_trigger(captions: Sequence[str], trigger: str) -> tuple[str, ...]:

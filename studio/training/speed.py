@@ -58,7 +58,7 @@ def _obstacle(attached: Attached, config: TrainConfig) -> str:
         return "several processes add up their gradients between the passes"
     if config.optimizer != "adamw":
         return f"optimizer {config.optimizer} cannot be recorded"
-    if config.prior_prediction or config.preference_beta is not None:
+    if config.prior_prediction or config.masked_prior_weight or config.preference_beta is not None:
         return "the base is asked without its adapter within a step"
     if any(place.part != c.facts.denoiser for place in attached.places):
         return "text encoders are trained too"

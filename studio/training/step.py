@@ -43,6 +43,7 @@ class Micro:
     prior: Tensor | None = None
     rival: Tensor | None = None  # latents of the worse pictures
     captions: tuple[str, ...] = ()
+    outside: Tensor | None = None  # (B, 1, h, w), the black of masks, where what the base alone predicts is the target too
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class Stepper:
         self.attached, self.components, self.family, self.objective = attached, attached.components, family, objective
         self.loss = loss_of(config)
         self.beta = config.preference_beta or 0.0
+        self.outside = config.masked_prior_weight
         self.max_norm = config.max_gradient_norm
         self.weights = Weights(attached.trainable(), attached.rates(), attached.components.dtype, fused)
         self.optimizer = optim.optimizer(optim.groups(self.weights.exact, self.weights.shares), config)
@@ -159,11 +161,16 @@ class Stepper:
         if micro.rival is not None:
             return self._preferences(micro, micro.rival)
         noised = self.objective.noised(micro.batch.latents, micro.noise, micro.level, micro.extra)
-        if micro.prior is not None:
+        own: Tensor | None = None
+        if micro.prior is not None or micro.outside is not None:
             with bare(self.components.denoiser):
                 own = self._predict(micro.batch, noised, micro.batch.conditioning).float()
+        if own is not None and micro.prior is not None:
             noised = replace(noised, target=torch.where(micro.prior.view(-1, 1, 1, 1), own, noised.target))
-        found = self.loss(self._predict(micro.batch, noised, self._conditioning(micro)), noised, micro.batch.masks)
+        predicted = self._predict(micro.batch, noised, self._conditioning(micro))
+        found = self.loss(predicted, noised, micro.batch.masks)
+        if own is not None and micro.outside is not None:
+            found = found + self.outside * self.loss(predicted, replace(noised, target=own), micro.outside)
         return found if micro.weight is None else found * micro.weight
 
     def _preferences(self, micro: Micro, rival: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ LABELS = {
     "caption_lines": "Caption lines",
     "regularization_images": "Regularisation sets",
     "keep_tokens": "Keep at the front",
+    "keep_separator": "Keep up to",
+    "masked_prior_weight": "Prior outside masks",
     "timestep_sampling": "Noise levels",
     "timestep_mean": "Level mean",
     "timestep_scale": "Level scale",

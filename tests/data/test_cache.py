@@ -188,3 +188,21 @@ def test_a_picture_changed_since_it_was_read_is_refused(cache, pictures):
     Image.new("RGB", (70, 70)).save(pictures[1].path)
     with pytest.raises(ImageError, match=r"b\.png: is 70x70 now, was 64x64"):
         list(cache.fill(wants(pictures)))
+
+
+def test_a_base_whose_silence_becomes_zeros_reads_no_older_entry_for_it(tmp_path):
+    import json
+    import shutil
+
+    folder = tmp_path / "base"
+    shutil.copytree(sources.find("demo-sdxl").path, folder, copy_function=shutil.copyfile)
+    base, family = sources.identify(folder), families.get("sdxl")
+
+    def keys() -> tuple[str, str]:
+        store = Cache(tmp_path / "cache", base, family, torch.float32, CPU)
+        return store.text_key(""), store.text_key("a cat")
+
+    before = keys()
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": True}))
+    assert keys()[0] != before[0] and keys()[1] == before[1]

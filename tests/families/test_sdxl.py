@@ -65,6 +65,24 @@ def test_each_picture_of_a_batch_has_its_own_size_and_timestep(sdxl: Components)
     assert not torch.allclose(both, other, atol=1e-4), "sizes matter"
 
 
+def test_an_empty_caption_is_zeros_where_the_base_draws_away_from_zeros(sdxl: Components) -> None:
+    """What diffusers draws away from without a negative prompt is what a dropped caption trains; the other captions of a batch stay as they are."""
+    captions = [CAPTIONS[0], "", "  "]
+    as_read = SDXL.encode_captions(sdxl, captions)
+    assert bool(as_read["prompt_embeds"][1].any()) and not sdxl.parts["force_zeros_for_empty_prompt"]
+    sdxl.parts["force_zeros_for_empty_prompt"] = True
+    try:
+        found = SDXL.encode_captions(sdxl, captions)
+        pipe = SDXL.pipeline(sdxl)
+        pipe.register_to_config(force_zeros_for_empty_prompt=True)
+        positive, negative, pooled, negative_pooled = pipe.encode_prompt(CAPTIONS[0], device="cpu")  # type: ignore[attr-defined]
+    finally:
+        sdxl.parts["force_zeros_for_empty_prompt"] = False
+    for name, said, unsaid in (("prompt_embeds", positive, negative), ("pooled_prompt_embeds", pooled, negative_pooled)):
+        assert torch.allclose(found[name][0], said[0], atol=1e-5) and torch.equal(found[name][0], as_read[name][0])
+        assert torch.equal(found[name][1], unsaid[0]) and torch.equal(found[name][2], unsaid[0]) and not bool(unsaid.any())
+
+
 def test_parts_load_alone() -> None:
     base = sources.find("demo-sdxl")
     c = SDXL.load(base, ("text",), torch.float32, torch.device("cpu"))

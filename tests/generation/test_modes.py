@@ -76,6 +76,27 @@ def test_the_loop_draws_what_diffusers_own_pipeline_draws(loaded: Callable[[str]
     assert np.abs(ours - (theirs.images[0] * 255).round()).max() <= 1
 
 
+def test_without_a_negative_prompt_a_base_draws_away_from_what_a_dropped_caption_trained(loaded) -> None:
+    """Zeros, text and pooled text, where the base says so; what the empty text encodes to, where it does not; a negative prompt is always read."""
+    from studio import families
+    from studio.generation.conditioning import guide
+
+    c = loaded("demo-sdxl")
+    config = GenerateConfig(base="demo-sdxl", prompt="cat face", guidance=4.0)
+    for zeros in (True, False):
+        c.parts["force_zeros_for_empty_prompt"] = zeros
+        try:
+            away = guide(c, "cat face", config, "").unwanted
+            named = guide(c, "cat face", config.model_copy(update={"negative_prompt": "dog"}), "").unwanted
+            trained = families.get("sdxl").encode_captions(c, [""])
+        finally:
+            c.parts["force_zeros_for_empty_prompt"] = False
+        assert away is not None and named is not None
+        assert {name: bool(value.any()) for name, value in away.items()} == dict.fromkeys(trained, not zeros)
+        assert all(torch.equal(away[name], trained[name]) for name in trained)
+        assert all(bool(value.any()) for value in named.values())
+
+
 def test_strength_leads_from_the_picture_to_a_new_one(c: Components, tmp_path: Path, files: dict[str, Path]) -> None:
     start = {"init_image": files["init_image"]}
     own = np.asarray(Image.open(files["init_image"]), dtype=np.int16)

@@ -36,8 +36,9 @@ NOISE_PREDICTING = [
     {"pyramid_noise": 6},
     {"input_perturbation": 0.1},
     {"masked_loss": True},
+    {"masked_loss": True, "masked_prior_weight": 0.5},
     {"prior_prediction": True},
-    {"caption_shuffle": True, "caption_lines": "draw"},
+    {"caption_shuffle": True, "caption_lines": "draw", "tag_dropout": 0.2},
     {"more_resolutions": (80,)},
 ]
 FLOW = [
@@ -49,7 +50,13 @@ FLOW = [
 CASES = [(SDXL, {"optimizer": name, "optimizer_options": OPTIONS.get(name, ()), "learning_rate": RATES.get(name, RATE)}) for name in sorted(OPTIMIZERS)]
 CASES += [(SDXL, values) for values in NOISE_PREDICTING] + [(FLUX, values) for values in FLOW]
 LONG = [(FLUX, {"optimizer": name, "optimizer_options": OPTIONS.get(name, ()), "learning_rate": RATES.get(name, RATE)}) for name in sorted(OPTIMIZERS)]
-LONG += [(FLUX, {"loss": "huber"}), (FLUX, {"masked_loss": True}), (FLUX, {"prior_prediction": True}), (FLUX, {"input_perturbation": 0.1})]
+LONG += [
+    (FLUX, {"loss": "huber"}),
+    (FLUX, {"masked_loss": True}),
+    (FLUX, {"masked_loss": True, "masked_prior_weight": 0.5}),
+    (FLUX, {"prior_prediction": True}),
+    (FLUX, {"input_perturbation": 0.1}),
+]
 LONG += [(FLUX, {"caption_shuffle": True}), (FLUX, {"more_resolutions": (96,)}), (SDXL, {"loss": "huber", "huber_schedule": "constant"})]
 
 
@@ -138,3 +145,34 @@ def test_prior_prediction_starts_at_no_loss_and_a_weight_of_regularisation_count
     single = told(alone.run(alone.config(**values), tmp_path / "single"))[0][1]
     own = 2 * single - doubled  # single = own + regular, doubled = own + 2 regular
     assert prior == pytest.approx(own, rel=1e-4) and 0 < prior < single < doubled
+
+
+def test_masked_prior_is_the_plain_error_against_the_base_in_the_black(masked, tmp_path):
+    from studio.lora import attach
+    from studio.lora.bare import bare
+    from studio.training.objective import Flow
+    from studio.training.step import Stepper
+
+    found = sources.find(FLUX)
+    config = masked.config(FLUX, masked_loss=True, masked_prior_weight=0.5)
+    family = families.get("flux")
+    made = plan(config, found, family.facts, masked.images, None)
+    store = Cache(masked.cache, found, family, torch.float32, torch.device("cpu"))
+    list(store.fill(made.everything()))
+    attached = attach.attach(family.load(found, ["denoiser"], torch.float32, torch.device("cpu")), made.config)
+    stepper = Stepper(attached, family, Flow(lambda shape: 1.0), made.config)
+    for parameter in stepper.weights.exact:
+        torch.nn.init.normal_(parameter, std=0.3)
+    chosen = made.batch(0)
+    micro = drawn(store, [draw for _, draw in chosen], [want for want, _ in chosen], made.config)
+    assert micro.outside is not None and micro.batch.masks is not None
+    noised = stepper.objective.noised(micro.batch.latents, micro.noise, micro.level)
+    with torch.no_grad():
+        now = stepper._predict(micro.batch, noised, micro.batch.conditioning)
+        with bare(attached.components.denoiser):
+            base = stepper._predict(micro.batch, noised, micro.batch.conditioning)
+    black = 1 - micro.batch.masks
+    error = ((now - base).square().mean(1, keepdim=True) * black).flatten(1).sum(1) / black.flatten(1).sum(1)
+    inside = stepper.measure(replace(micro, outside=None))
+    torch.testing.assert_close(stepper.measure(micro), inside + 0.5 * error, rtol=1e-4, atol=1e-6)
+    assert torch.equal(stepper.measure(replace(micro, outside=torch.zeros_like(black))), inside), "a picture without black pays nothing"
