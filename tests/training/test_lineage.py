@@ -72,7 +72,9 @@ def test_a_base_whose_files_changed_is_refused_by_the_part(studio, trained, tmp_
 def test_everything_that_differs_is_listed_at_once(studio, trained, tmp_path):
     start = copied(trained, tmp_path) / "step-000003"
     edited(start, engine=0, precision="bfloat16")
-    with pytest.raises(SettingsError, match=r"rank 4 -> 6; .*the pictures.*; the number format bfloat16 -> float32; the way of taking steps 0 -> 1;"):
+    with pytest.raises(
+        SettingsError, match=rf"rank 4 -> 6; .*the pictures.*; the number format bfloat16 -> float32; the way of taking steps 0 -> {lineage.ENGINE};"
+    ):
         list(studio.run(studio.config(rank=6, trigger="new", start_from=str(start)), tmp_path / "b"))
     assert not (tmp_path / "b").exists()
 
