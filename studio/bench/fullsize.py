@@ -16,16 +16,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy
+import psutil
 import torch
 from PIL import Image
 
 from studio import config as settings
 from studio.data.images import read_set
-from studio.events import Checkpoint, Step
+from studio.events import Checkpoint, Event, Loading, Started, Step
 from studio.families import get, sources
 from studio.families.parts import CONFIGS
 from studio.generation.sampler import generate, open_base
@@ -106,6 +108,33 @@ def measured(name: str, row: dict[str, Any]) -> Iterator[None]:
     row[f"{name}_seconds"] = round(time.perf_counter() - start, 2)
 
 
+@dataclass
+class Start:
+    """Where the seconds before the first step go, by the phases that are told, and how much main memory the process held meanwhile."""
+
+    since: float = field(default_factory=time.perf_counter)
+    phase: str = "settling"
+    seconds: dict[str, float] = field(default_factory=dict)
+    most: int = 0  # bytes
+
+    def hear(self, event: Event) -> None:
+        if not self.phase:
+            return
+        now = time.perf_counter()
+        self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self.since
+        self.since, self.most = now, max(self.most, psutil.Process().memory_info().rss)
+        if isinstance(event, Loading):
+            self.phase = event.phase
+        elif isinstance(event, Started):
+            self.phase = "first step"
+        elif isinstance(event, Step):
+            self.phase = ""
+
+    def told(self) -> dict[str, Any]:
+        found = {phase: round(seconds, 2) for phase, seconds in self.seconds.items()}
+        return {"start_seconds": round(sum(self.seconds.values()), 2), "start_phases": found, "start_host_gib": round(self.most / GIB, 2)}
+
+
 def run(family: str, resolution: int, steps: int, batch: int, small: bool, out: Path) -> dict[str, Any]:
     """One family from random base to image; the figures of the table."""
     facts = get(family).facts
@@ -119,14 +148,17 @@ def run(family: str, resolution: int, steps: int, batch: int, small: bool, out: 
     config = settings.resolve(settings.build(settings.TrainConfig, values), base.habits.get("train", {}), facts.defaults["train"])
     images = read_set(noise_pictures(work / "set", 4, resolution))
     seconds, losses, last = [], [], None
+    start = Start()
     with measured("train", row):
         for event in train(config, base, images, work / "job", work / "cache", requests=NoRequests(), preview=None, device=device):
+            start.hear(event)
             if isinstance(event, Step):
                 seconds.append(event.seconds)
                 losses.append(event.loss)
             elif isinstance(event, Checkpoint):
                 last = event
     assert last is not None
+    row |= start.told()
     row |= {"step_seconds_median": round(statistics.median(seconds[3:] or seconds), 4), "first_loss": losses[0], "last_loss": losses[-1]}
     row["gradient_checkpointing"] = config.gradient_checkpointing
     with measured("export", row):

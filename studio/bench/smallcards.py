@@ -2,9 +2,10 @@
 
     python -m studio.bench.smallcards sdxl:1024:full:0:graph:0 sdxl:1024:int8:0.5:graph:8 flux:1024:full:0.3:graph:24 --steps 8
 
-A row is family : resolution : base format : share of waiting blocks : speed (eager, graph, compile) : cap in GiB, 0 for none, and after one
-more colon the share of the other blocks whose activations are recomputed; left out it is as much as memory asks for. Rows of one family and
-format share one base; its steps begin with the same batches and the same adapter, so that their losses compare.
+A row is family : resolution : base format : share of waiting blocks : speed : cap in GiB, 0 for none; and after one more colon the share of
+the other blocks whose activations are recomputed, left out it is as much as memory asks for. Speeds are eager, graph, compile, and fp8 for
+graph with 8-bit products. Rows of one family and format share one base; their steps begin with the same batches and the same adapter, so
+that their losses compare.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from studio.training.step import Micro, Stepper
 from studio.training.taken import Known
 
 GIB = 2**30
+SPEEDS = {"fp8": "graph"}  # of a row -> setting
 FIRST = 3  # steps whose losses are told and whose time is not
 
 
@@ -80,7 +82,7 @@ def measure(row: Row, subject: Subject, steps: int) -> dict[str, Any]:
         given = 1.0 if speed.mode == "eager" and row.recomputed is None else row.recomputed
         if given:
             recompute(denoiser, given)
-        made = fast.prepare(attached, speed)
+        made = fast.prepare(attached, speed, fp8=config.fp8_products)
         began = time.perf_counter()
         ring = offload.wait(denoiser, offload.names(denoiser, row.share), c.device, placing._trained, placing._joined) if row.share else None
         found: dict[str, Any] = {"placing_seconds": round(time.perf_counter() - began, 2), "waiting_gib": round(ring.bytes / GIB, 2) if ring else 0.0}
@@ -108,7 +110,12 @@ def measure(row: Row, subject: Subject, steps: int) -> dict[str, Any]:
 def _config(row: Row, subject: Subject) -> TrainConfig:
     base = subject.components.base
     values = {"base": base.name, "images": "random", "rank": 16, "alpha": 16, "seed": 1, "batch_size": 1, "resolution": row.resolution}
-    chosen = settings.build(TrainConfig, values | {"learning_rate": 1e-4, "steps": 1500, "speed": row.speed, "block_offload": row.share})
+    chosen = settings.build(
+        TrainConfig,
+        values
+        | {"learning_rate": 1e-4, "steps": 1500, "speed": SPEEDS.get(row.speed, row.speed), "block_offload": row.share}
+        | {"fp8_products": row.speed == "fp8"},
+    )
     return settings.resolve(chosen, base.habits.get("train", {}), subject.family.facts.defaults["train"])
 
 

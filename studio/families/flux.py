@@ -111,7 +111,7 @@ class Flux:
 
     def load(self, base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> Components:
         """Transformer and CLIP in `dtype`, T5 too but never in fp16, the VAE in fp32."""
-        found = _read_file(base, parts, dtype) if base.kind == "file" else read_folder(base.path, base.vae, parts, dtype)
+        found = _read_file(base, parts, dtype) if base.kind == "file" else read_folder(base.path, base.vae, parts, dtype, device)
         for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
             if name in found:
                 found[name] = shared.freeze(found[name], device)
@@ -208,7 +208,7 @@ def _read_file(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dict[
     return single.load_flux(base, parts, dtype, single.configs_of(base, CONFIG))
 
 
-def read_folder(folder: Path, vae: Path | None, parts: Sequence[Part], dtype: "torch.dtype") -> dict[str, Any]:
+def read_folder(folder: Path, vae: Path | None, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> dict[str, Any]:
     """The named parts of a diffusers folder, by their names in the pipeline."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -216,7 +216,7 @@ def read_folder(folder: Path, vae: Path | None, parts: Sequence[Part], dtype: "t
 
     found: dict[str, Any] = {"scheduler": shared.reading(folder, lambda: FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"))}
     if "denoiser" in parts:
-        found["transformer"] = shared.read_model(FluxTransformer2DModel, folder, "transformer", dtype)
+        found["transformer"] = shared.read_denoiser(FluxTransformer2DModel, folder, "transformer", dtype, device)
     if "vae" in parts:
         found["vae"] = shared.read_vae(folder, vae, CONFIG / "vae")
     if "text" in parts or "clip" in parts:

@@ -33,6 +33,17 @@ def freeze(model: Any, device: "torch.device") -> Any:
     return model.requires_grad_(False).eval().to(device)
 
 
+def read_denoiser(kind: Any, folder: Path, part: str, dtype: "torch.dtype", device: "torch.device") -> Any:
+    """The denoiser of a diffusers folder in `dtype`; straight to the device where that is a GPU, else to main memory."""
+    if device.type != "cuda" or not (folder / part / "config.json").is_file():
+        return read_model(kind, folder, part, dtype)
+    from studio.families import single, straight
+    from studio.families.stored import weight_files
+
+    state = straight.read(weight_files(folder, part), dtype, device)
+    return single.filled(folder / part, lambda: kind.from_config(read_json(folder / part / "config.json")), state)
+
+
 def read_model(kind: Any, folder: Path, part: str, dtype: "torch.dtype") -> Any:
     """One model of a diffusers folder in `dtype`, whatever it is stored in (fp16 variants and float8 included)."""
     from transformers.utils import logging

@@ -116,7 +116,7 @@ class Sdxl:
 
     def load(self, base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> Components:
         """Text encoders and U-Net in `dtype`, the VAE in fp32."""
-        found = _read_file(base, parts, dtype) if base.kind == "file" else _read_folder(base, parts, dtype)
+        found = _read_file(base, parts, dtype) if base.kind == "file" else _read_folder(base, parts, dtype, device)
         for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
             if name in found:
                 found[name] = shared.freeze(found[name], device)
@@ -192,7 +192,7 @@ def _read_file(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dict[
     return single.load_sdxl(base, parts, dtype, single.configs_of(base, CONFIG))
 
 
-def _read_folder(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dict[str, Any]:
+def _read_folder(base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> dict[str, Any]:
     from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -203,7 +203,7 @@ def _read_folder(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dic
         "force_zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", True)),
     }
     if "denoiser" in parts:
-        found["unet"] = shared.read_model(UNet2DConditionModel, folder, "unet", dtype)
+        found["unet"] = shared.read_denoiser(UNet2DConditionModel, folder, "unet", dtype, device)
     if "vae" in parts:
         found["vae"] = shared.read_vae(folder, base.vae, CONFIG / "vae")
     if "text" in parts or "clip" in parts:

@@ -60,7 +60,7 @@ def load_sdxl(base: Base, parts: Sequence[Part], dtype: "torch.dtype", configs: 
         found: dict[str, Any] = {"scheduler": _sdxl_scheduler(file.names, configs), "force_zeros_for_empty_prompt": _empty_is_zero(configs)}
         if "denoiser" in parts:
             state = _renamed(base.path, checkpoints.unet_from_ldm, file.under(checkpoints.UNET, dtype))
-            found["unet"] = _filled(base.path, lambda: UNet2DConditionModel.from_config(shared.read_json(configs / "unet" / "config.json")), state)
+            found["unet"] = filled(base.path, lambda: UNet2DConditionModel.from_config(shared.read_json(configs / "unet" / "config.json")), state)
         if "vae" in parts:
             found["vae"] = shared.read_vae(base.path, base.vae or base.path, configs / "vae")
         if "text" in parts or "clip" in parts:
@@ -75,6 +75,7 @@ def load_sdxl(base: Base, parts: Sequence[Part], dtype: "torch.dtype", configs: 
 
 def load_flux(base: Base, parts: Sequence[Part], dtype: "torch.dtype", configs: Path = shared.CONFIGS / "flux") -> dict[str, Any]:
     """The transformer from the file, the other parts from the folder that `encoders` names."""
+    import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
     from studio.families import flux
@@ -85,7 +86,7 @@ def load_flux(base: Base, parts: Sequence[Part], dtype: "torch.dtype", configs: 
         raise BaseError(f"{base.path.name}: holds the transformer alone; name with --encoders a FLUX.1 folder that text encoders and VAE come from")
     found: dict[str, Any] = {}
     if folder is not None:
-        found |= flux.read_folder(folder, base.vae, others, dtype)
+        found |= flux.read_folder(folder, base.vae, others, dtype, torch.device("cpu"))
     elif "vae" in others:
         found["vae"] = shared.read_vae(base.path, base.vae, configs / "vae")
     if "denoiser" in parts:
@@ -96,7 +97,7 @@ def load_flux(base: Base, parts: Sequence[Part], dtype: "torch.dtype", configs: 
             state = {name: tensor for name, tensor in state.items() if not name.startswith(("vae.", "text_encoders."))}
         config = {**shared.read_json(configs / "transformer" / "config.json"), **_flux_size(state)}
         renamed = _renamed(base.path, checkpoints.flux_from_original, state)
-        found["transformer"] = _filled(base.path, lambda: FluxTransformer2DModel.from_config(config), renamed)
+        found["transformer"] = filled(base.path, lambda: FluxTransformer2DModel.from_config(config), renamed)
     # The shift belongs to the transformer: schnell has none, whatever its encoders came with.
     scheduler = shared.read_json(configs / "scheduler" / "scheduler_config.json")
     if base.habits.get("text_tokens") == flux.SCHNELL_TOKENS:
@@ -115,7 +116,7 @@ def read_vae(path: Path, config: Path) -> "AutoencoderKL":
         state = file.under(prefix, torch.float32)
     if any(name.startswith("encoder.down.") for name in state):
         state = _renamed(path, checkpoints.vae_from_ldm, state)
-    return _filled(path, lambda: AutoencoderKL.from_config(shared.read_json(config / "config.json")), state)
+    return filled(path, lambda: AutoencoderKL.from_config(shared.read_json(config / "config.json")), state)
 
 
 def _flux_size(state: "dict[str, Tensor]") -> dict[str, Any]:
@@ -150,7 +151,7 @@ def _renamed(path: Path, rename: "Callable[[dict[str, Tensor]], dict[str, Tensor
         raise BaseError(f"{path.name}: holds a tensor {error} that this architecture has not; is it another kind of model?") from None
 
 
-def _filled(path: Path, build: Callable[[], Any], state: "dict[str, Tensor]") -> Any:
+def filled(path: Path, build: Callable[[], Any], state: "dict[str, Tensor]") -> Any:
     """The model that `build` makes, with these weights and no others; its own are never allocated."""
     import torch
 
@@ -180,7 +181,7 @@ def _clip(base: Base, kind: Any, config: Path, state: "dict[str, Tensor]") -> An
         flat = not any(name.startswith("text_model.") for name, _ in kind(settings).named_parameters())
     if flat:
         state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
-    return _filled(base.path, lambda: kind(settings), state)
+    return filled(base.path, lambda: kind(settings), state)
 
 
 def _tokenizer(own: Path, pad: str) -> Any:
