@@ -1,12 +1,13 @@
 """Grids: one job that draws every combination, each cell a picture of its own, and a sheet of them all."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.config import GenerateConfig, build
 from studio.config.generating.grid import Axis
+from studio.config.generating.passes import shared_pass
 from studio.errors import Cancelled, SettingsError
 from studio.events import Event, Finished, Image, Preview, Sheet, Started, Step, Warned
 from studio.generation import prompt
@@ -14,7 +15,8 @@ from studio.generation.sheets import compose
 
 if TYPE_CHECKING:
     from studio.families.base import Components
-    from studio.generation.sampler import Requests
+    from studio.generation.orders import Requests
+    from studio.generation.serving import Said
     from studio.lora.adapter import Adapter
 
 
@@ -43,52 +45,89 @@ def generate(
 
     Raises as `sampler.generate` does; cells that are done stay.
     """
-    from studio.generation import modes, sampler
+    from studio.generation import modes, orders
 
     todo = cells(config)
-    steps = [modes.n_steps(c, sampler.settle(cell.config, c.base)) for cell in todo]
-    total, before = sum(steps), 0
-    seconds, made = 0.0, []
+    steps = [modes.n_steps(c, orders.settle(cell.config, c.base)) for cell in todo]
+    total, seconds = sum(steps), 0.0
+    done: dict[int, int] = {}  # looks so far, cell by cell
+    made: dict[int, str] = {}
     said: set[str] = set()
-    for number, cell in enumerate(todo):
+    for group in groups(todo):
         if made and "finish" in requests.pending():
             break
-        rows = [(adapters[row.name], row) for row in cell.config.loras]
-        place = f"cells/{number:04}"
-        names = [row.name for row in cell.config.loras]
-        try:
-            for event in sampler.generate(c, rows, cell.config, folder / place, requests=requests, names=names, files=files):
-                if isinstance(event, Finished):
-                    seconds += event.seconds
-                elif (isinstance(event, Warned) and event.message in said) or (isinstance(event, Started) and number):
-                    continue
-                else:
-                    yield _told(event, config, number, place, before, total)
-                    if isinstance(event, Image):
-                        made.append(f"{place}/{event.path}")
-                    if isinstance(event, Warned):
-                        said.add(event.message)
-        except Cancelled:
-            raise Cancelled(f"the grid was cancelled; {len(made)} of {len(todo)} pictures are kept") from None
-        before += steps[number]
-    result: dict[str, Any] = {"images": made, "finished_early": len(made) < len(todo)}
+        for number, event in _drawn(c, adapters, todo, group, folder, requests, files):
+            if isinstance(event, Cancelled):
+                raise Cancelled(f"the grid was cancelled; {len(made)} of {len(todo)} pictures are kept")
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, Finished):
+                seconds += event.seconds / len(group)
+            elif (isinstance(event, Warned) and event.message in said) or (isinstance(event, Started) and number):
+                continue
+            else:
+                if isinstance(event, Step):
+                    done[number] = event.step
+                yield _told(event, config, number, sum(done.values()), total)
+                if isinstance(event, Image):
+                    made[number] = f"{_place(number)}/{event.path}"
+                if isinstance(event, Warned):
+                    said.add(event.message)
+    paths = [made[number] for number in sorted(made)]
+    result: dict[str, Any] = {"images": paths, "finished_early": len(made) < len(todo)}
     if len(made) == len(todo):
-        compose([folder / path for path in made], config.grid, folder / "grid.png")
+        compose([folder / path for path in paths], config.grid, folder / "grid.png")
         yield Sheet(path="grid.png")
         result["grid"] = "grid.png"
-    yield Finished(step=before, seconds=round(seconds, 3), result=result)
+    yield Finished(step=sum(steps[number] for number in made), seconds=round(seconds, 3), result=result)
 
 
-def _told(event: Event, config: GenerateConfig, number: int, place: str, before: int, total: int) -> Event:
-    """An event of one cell as one of the whole grid."""
+def groups(todo: Sequence[Cell]) -> Iterator[range]:
+    """Numbers of the cells that are drawn at once: neighbours that one pass can serve, as many as a batch holds."""
+    first = 0
+    while first < len(todo):
+        key, size = shared_pass(todo[first].config), 1
+        while key and size < todo[first].config.batch and first + size < len(todo) and shared_pass(todo[first + size].config) == key:
+            size += 1
+        yield range(first, first + size)
+        first += size
+
+
+def _drawn(
+    c: "Components",
+    adapters: "Mapping[str, Adapter]",
+    todo: Sequence[Cell],
+    group: range,
+    folder: Path,
+    requests: "Requests",
+    files: Mapping[str, Path],
+) -> "Iterator[Said]":
+    """What is said while these cells are drawn, with the number of the cell."""
+    from studio.generation import serving
+    from studio.generation.orders import Order
+
+    wanted = []
+    for number in group:
+        cell = todo[number].config
+        rows = [(adapters[row.name], row) for row in cell.loras]
+        wanted.append(Order(cell, rows, folder / _place(number), requests, [row.name for row in cell.loras], files))
+    yield from ((group[i], event) for i, event in serving.serve(c, wanted))
+
+
+def _place(number: int) -> str:
+    return f"cells/{number:04}"
+
+
+def _told(event: Event, config: GenerateConfig, number: int, done: int, total: int) -> Event:
+    """An event of one cell as one of the whole grid. done: looks of all cells so far."""
     if isinstance(event, Started):
         return event.model_copy(update={"total": total, "settings": config.model_dump(mode="json")})
     if isinstance(event, Step):
-        return event.model_copy(update={"step": before + event.step, "total": total})
+        return event.model_copy(update={"step": done, "total": total})
     if isinstance(event, Preview):
-        return event.model_copy(update={"path": f"{place}/{event.path}", "step": before + event.step})
+        return event.model_copy(update={"path": f"{_place(number)}/{event.path}", "step": done})
     if isinstance(event, Image):
-        return event.model_copy(update={"path": f"{place}/{event.path}", "index": number})
+        return event.model_copy(update={"path": f"{_place(number)}/{event.path}", "index": number})
     return event
 
 
@@ -104,6 +143,8 @@ def _changed(config: GenerateConfig, axis: Axis, value: str) -> GenerateConfig:
         row = config.loras[at]
         new = {"weight": value} if axis.kind == "weight" else {"name": value if axis.kind == "lora" else f"{row.name.partition('@')[0]}@{value}"}
         changes = {"loras": tuple(build(type(one), {**one.model_dump(), **(new if i == at else {})}) for i, one in enumerate(config.loras))}
+    elif axis.kind == "stack":
+        changes = {"loras": tuple(row.strip() for row in value.split("+") if row.strip())}
     else:
         changes = {axis.kind: value}
     return build(GenerateConfig, {**config.model_dump(), **changes})

@@ -1,41 +1,32 @@
 """Pictures from a base, a stack of LoRAs and a prompt; training previews come from here too."""
 
 import contextlib
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from studio import families
-from studio.config import GenerateConfig, Precision, build, resolve
-from studio.errors import Cancelled, RunError, SettingsError
-from studio.events import Event, Finished, Image, Loading, Preview, Sample, Started, Step, Warned
+from studio.config import GenerateConfig, Precision
+from studio.errors import RunError
+from studio.events import Event, Finished, Loading, Preview, Sample, Started, Step, Warned
 from studio.families.base import Base, Components
 from studio.families.devices import resolve_dtype
-from studio.generation import conditioning, decoding, infotext, modes, pictures, prompt, schedulers, together, wildcards
+from studio.generation import conditioning, decoding, modes, orders, prompt, together
 from studio.generation import files as picture_files
 from studio.generation.denoise import Done, Guide, interruptible
+from studio.generation.orders import Order, Plan, Requests
 from studio.generation.previews import Previews
 from studio.generation.running import running
 from studio.generation.stack import Rows, Stack, StackReport
 from studio.generation.steps import Turns
-from studio.generation.strengths import row_of
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image as Picture
 
-SEEDS = 2**32
 _WARM = "stack"
-
-
-class Requests(Protocol):
-    def pending(self) -> set[str]:
-        """What somebody asks for now: of {"cancel", "finish"}; other words mean nothing here."""
-        ...
 
 
 def open_base(base: Base, precision: Precision, device: "str | torch.device") -> Components:
@@ -46,13 +37,6 @@ def open_base(base: Base, precision: Precision, device: "str | torch.device") ->
     if (where.type == "cuda" and not torch.cuda.is_available()) or (where.type == "mps" and not torch.backends.mps.is_available()):
         raise RunError(f"device {device} cannot be used here; set STUDIO_DEVICE=cpu")
     return families.get(base.family).load(base, ["denoiser", "vae", "text"], resolve_dtype(precision, where), where)
-
-
-def settle(config: GenerateConfig, base: Base) -> GenerateConfig:
-    """Every setting with its value: given, else the base's habit, else the family's default; seed -1 is drawn here."""
-    facts = families.get(base.family).facts
-    config = resolve(config, base.habits.get("generate", {}), facts.defaults["generate"])
-    return config if config.seed >= 0 else build(GenerateConfig, {**config.model_dump(), "seed": secrets.randbelow(SEEDS)})
 
 
 def generate(
@@ -72,47 +56,49 @@ def generate(
     settings, adapters or pictures do not fit, Cancelled on request between two steps or within one.
     """
     began = time.monotonic()
-    plan = _plan(c, config, names, files)
-    config = plan.config
-    applied: Stack = c.warm.get(_WARM) or c.warm.setdefault(_WARM, Stack(c))
+    going = orders.begin(c, Order(config, stack, folder, requests, names, files))
+    plan, config = going.plan, going.plan.config
+    applied = stack_on(c)
     if stack:
-        yield Loading(phase="Putting the LoRAs on" if len(stack) > 1 else "Putting the LoRA on")
+        yield putting(stack)
     report = applied.set(stack, names, config.stack_mode)
     for message in (*plan.warnings, *report.warnings):
         yield Warned(message=message)
-    used = [
-        infotext.Used(name, row_of(strength, name).weight, adapter.metadata.get("sshs_model_hash", ""))
-        for name, (adapter, strength) in zip(names, stack, strict=True)
-    ]
-    picture_files.check(config, used, plan.model)
-    total = plan.steps * config.count
-    made: list[str] = []
     tiled = decoding.facts(c, [one.size for one in modes.passes(c, config).all])
     previews = Previews(c, folder, config.live_preview)
     with running(c, lambda: applied.layout, config.speed) as runner:
-        yield Started(total=total, settings=config.model_dump(mode="json"), facts={**_facts(c), **_stack_facts(report), **tiled, **runner.facts})
+        told = {**facts(c), **stack_facts(report), **tiled, **runner.facts}
+        yield Started(total=going.total, settings=config.model_dump(mode="json"), facts=told)
         for group in together.groups(config):
-            if made and "finish" in requests.pending():
+            if going.made and "finish" in requests.pending():
                 break
-            ones = [_one(config, index, files.get("wildcards")) for index in group]
-            check = _asking(requests, Cancelled(f"drawing was cancelled; {len(made)} of {config.count} pictures are kept"))
-            within = check if runner.how == "eager" else None  # a replayed graph has no blocks to look between
+            ones = [going.one(index) for index in group]
+            within = going.check if runner.how == "eager" else None  # a replayed graph has no blocks to look between
             drawing = Turns[Done, "list[Picture]"](_drawing(c, _steps_of(c, ones, plan, applied.fingerprint(c.facts.text_encoders), applied.at), within))
-            yield from _steps(drawing, group.start * plan.steps, total, previews, check)
+            yield from _steps(drawing, group.start * plan.steps, going.total, previews, going.check)
             for index, one, picture in zip(group, ones, drawing.result, strict=True):
-                path = f"images/{index:04}-{one.seed}{picture_files.SUFFIXES[one.format]}"
-                picture_files.save(picture, folder / path, one, used, plan.model)
-                made.append(path)
-                yield Image(path=path, index=index, seed=one.seed, settings=one.model_dump(mode="json"))
-    seconds = time.monotonic() - began
-    yield Finished(step=len(made) * plan.steps, seconds=round(seconds, 3), result={"images": made, "finished_early": len(made) < config.count})
+                yield going.keep(picture, index, one)
+    yield going.finished(began)
 
 
-def _one(config: GenerateConfig, index: int, wild: Path | None) -> GenerateConfig:
-    """The settings of one picture: the next seed, and what its prompts draw by it."""
-    seed = (config.seed + index) % 2**63
-    words = {name: wildcards.resolve(getattr(config, name), seed, wild) for name in ("prompt", "negative_prompt")}
-    return build(GenerateConfig, {**config.model_dump(), **words, "seed": seed, "count": 1})
+def stack_on(c: Components) -> Stack:
+    """What puts LoRAs on this base, the same one as long as it stays loaded."""
+    return c.warm.get(_WARM) or c.warm.setdefault(_WARM, Stack(c))
+
+
+def putting(stack: Rows) -> Loading:
+    """What is said before LoRAs are put on."""
+    return Loading(phase="Putting the LoRAs on" if len(stack) > 1 else "Putting the LoRA on")
+
+
+def facts(c: Components) -> Mapping[str, Any]:
+    """What is told of the base with every drawing."""
+    return {"device": str(c.device), "precision": str(c.dtype).removeprefix("torch."), "base": c.base.title or c.base.name}
+
+
+def stack_facts(report: StackReport) -> dict[str, Any]:
+    """And of the stack."""
+    return {"stack": f"{report.mode}: {report.reason}"} if any(report.rows) else {}
 
 
 def _steps(drawing: "Turns[Done, list[Picture]]", before: int, total: int, previews: Previews, check: Callable[[], None]) -> Iterator[Event]:
@@ -126,14 +112,6 @@ def _steps(drawing: "Turns[Done, list[Picture]]", before: int, total: int, previ
         shown = previews.show(done.estimate)
         if shown:
             yield Preview(path=shown, step=before + done.steps)
-
-
-def _asking(requests: Requests, cancelled: Cancelled) -> Callable[[], None]:
-    def check() -> None:
-        if "cancel" in requests.pending():
-            raise cancelled
-
-    return check
 
 
 def preview(c: Components, prompts: Sequence[str], step: int, folder: Path, seed: int, steps: int | None = None) -> Iterator[Sample]:
@@ -150,7 +128,7 @@ def preview(c: Components, prompts: Sequence[str], step: int, folder: Path, seed
         try:
             for index, text in enumerate(prompts):
                 spoken = prompt.parse(text).text
-                plan = _plan(c, GenerateConfig(base=c.base.name, prompt=spoken, seed=seed + index, steps=steps), (), {})
+                plan = orders.plan(c, GenerateConfig(base=c.base.name, prompt=spoken, seed=seed + index, steps=steps), (), {})
                 [picture] = _drawing(c, _steps_of(c, [plan.config], plan, "", lambda _: None), None)(lambda _: None)
                 path = f"samples/{step:06}-{index}.png"
                 picture_files.save(picture, folder / path, plan.config, [], plan.model)
@@ -159,64 +137,8 @@ def preview(c: Components, prompts: Sequence[str], step: int, folder: Path, seed
             c.denoiser.train(training)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What was checked before the first picture."""
-
-    config: GenerateConfig  # every setting with its value
-    model: infotext.Model
-    sources: modes.Sources
-    steps: int  # looks of the denoiser for one picture
-    warnings: tuple[str, ...]
-
-
-def _plan(c: Components, config: GenerateConfig, names: Sequence[str], files: Mapping[str, Path]) -> _Plan:
-    config = settle(config, c.base)
-    multiple = c.facts.size_multiple
-    for side in (config.width or 0, config.height or 0):
-        if side % multiple:
-            near = max(multiple, round(side / multiple) * multiple)
-            raise SettingsError(f"size {config.width}x{config.height}: {c.facts.title} draws multiples of {multiple} pixels; {near} instead of {side} would do")
-    spoken = prompt.parse(config.prompt)
-    known = {prompt.stem(name) for name in names}
-    absent = [row.name for row in spoken.loras if prompt.stem(row.name) not in known]
-    if absent:
-        raise SettingsError(f"prompt: <lora:{absent[0]}> is not in the stack; add the LoRA to it, or take the tag out")
-    steps = modes.n_steps(c, config)
-    sampler = schedulers.name(c, config.sampler)
-    if sampler in c.facts.samplers:
-        config = build(GenerateConfig, {**config.model_dump(), "sampler": sampler})
-    model = infotext.Model(c.base.name.rpartition("/")[2], distilled=not c.facts.negative_prompts)
-    return _Plan(config, model, _sources(config, files), steps, tuple(_warnings(c, config)))
-
-
-def _sources(config: GenerateConfig, files: Mapping[str, Path]) -> modes.Sources:
-    """The pictures that the drawing starts from. Raises SettingsError for one whose file nobody named."""
-    absent = [name for name in ("init_image", "mask") if getattr(config, name) and name not in files]
-    if absent:
-        raise SettingsError(f"{absent[0]} {getattr(config, absent[0])!r}: there is no such picture here; name a file, or a picture of the gallery")
-    size = (config.width or 0, config.height or 0)
-    image = pictures.read(files["init_image"], size) if config.init_image else None
-    mask = pictures.read_mask(files["mask"], size, config.mask_blur) if config.mask else None
-    return modes.Sources(image, mask)
-
-
-def _warnings(c: Components, config: GenerateConfig) -> Iterator[str]:
-    """What will have no effect, in a sentence each."""
-    away = (config.guidance or 0) > 1 if c.facts.negative_prompts else (config.true_cfg or 1) > 1
-    if config.negative_prompt and not away and c.facts.negative_prompts:
-        yield "the negative prompt has no effect at guidance 1 or less"
-    elif config.negative_prompt and not away:
-        name = c.base.title or c.base.name
-        yield f"{name} cannot draw away from a prompt (its guidance is distilled); the negative prompt is ignored unless true_cfg is above 1"
-    if config.true_cfg and c.facts.negative_prompts:
-        yield "true_cfg is for bases with distilled guidance; here guidance does its work"
-    if config.variation_strength and config.init_image and config.strength < 1:
-        yield "a variation mixes the noise that is put on init_image; at low strength it shows little"
-
-
 def _steps_of(
-    c: Components, configs: Sequence[GenerateConfig], plan: _Plan, text_stack: str, before: Callable[[float], None]
+    c: Components, configs: Sequence[GenerateConfig], plan: Plan, text_stack: str, before: Callable[[float], None]
 ) -> "Callable[[], together.Making]":
     def guided(config: GenerateConfig) -> Guide:
         return conditioning.guide(c, prompt.parse(config.prompt).text, config, text_stack)
@@ -239,11 +161,3 @@ def _drawing(c: Components, begin: "Callable[[], together.Making]", check: Calla
                     return ended.value
 
     return draw
-
-
-def _facts(c: Components) -> Mapping[str, Any]:
-    return {"device": str(c.device), "precision": str(c.dtype).removeprefix("torch."), "base": c.base.title or c.base.name}
-
-
-def _stack_facts(report: StackReport) -> dict[str, Any]:
-    return {"stack": f"{report.mode}: {report.reason}"} if any(report.rows) else {}

@@ -1,7 +1,7 @@
 """A blocking call that reports as it goes, turned into a generator: one step of it, one value, in turns."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -26,7 +26,7 @@ class Turns(Generic[T, R]):
     def __init__(self, call: Callable[[Report[T]], R]):
         self._call = call
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Generator[T, None, None]:
         told: SimpleQueue[tuple[str, T | R | BaseException]] = SimpleQueue()
         turn: SimpleQueue[bool] = SimpleQueue()
 

@@ -11,6 +11,7 @@ from studio.generation.denoise import Done, Guide, denoise
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
+    from torch import Tensor
 
 Making = Generator[Done, None, "list[Picture]"]
 Guided = Callable[[GenerateConfig], Guide]
@@ -28,9 +29,9 @@ def steps(c: Components, configs: Sequence[GenerateConfig], guided: Guided, sour
 
     if len(configs) > 1:
         guides = [guided(config) for config in configs]
-        if _alike(guides):
+        if alike(guides):
             try:
-                return (yield from _batch(c, configs, _one(guides), before))
+                return (yield from _batch(c, configs, joined(guides), before))
             except torch.OutOfMemoryError:
                 pass
             torch.cuda.empty_cache()  # outside the handler, where the failed tensors are still held
@@ -43,23 +44,30 @@ def steps(c: Components, configs: Sequence[GenerateConfig], guided: Guided, sour
     return [(yield from modes.Drawing(c, configs[0], guided(configs[0]), sources, before).steps())]
 
 
-def _batch(c: Components, configs: Sequence[GenerateConfig], guide: Guide, before: Callable[[float], None]) -> Making:
+def latents(c: Components, configs: Sequence[GenerateConfig], guide: Guide, before: Callable[[float], None]) -> "Generator[Done, None, Tensor]":
+    """Clean latents (B, C, h, w) of pictures that differ in prompt and noise alone, as the iterator's result; yields after every look."""
     import torch
 
     one = modes.passes(c, configs[0]).first
     assert one is not None
     generators = [torch.Generator().manual_seed(config.seed) for config in configs]
     noise = torch.cat([modes.noise_of(c, config, one.size, generator) for config, generator in zip(configs, generators, strict=True)])
-    looks = denoise(c, guide, one.schedule(c, configs[0]), noise, generators=generators, before=before)
+    return (yield from denoise(c, guide, one.schedule(c, configs[0]), noise, generators=generators, before=before))
+
+
+def decoded(c: Components, found: "Tensor", image: int) -> "Picture":
+    """One picture of a batch: the VAE needs far more memory a picture than the denoiser."""
+    return pictures.picture(families.get(c.facts.name).decode_latents(c, found[image : image + 1]))
+
+
+def _batch(c: Components, configs: Sequence[GenerateConfig], guide: Guide, before: Callable[[float], None]) -> Making:
+    looks = latents(c, configs, guide, before)
     while True:
         try:
             done = next(looks)
         except StopIteration as ended:
-            latents = ended.value
-            break
+            return [decoded(c, ended.value, i) for i in range(len(configs))]
         yield Done(done.steps * len(configs), done.estimate)
-    family = families.get(c.facts.name)
-    return [pictures.picture(family.decode_latents(c, latents[i : i + 1])) for i in range(len(configs))]  # the VAE needs far more memory a picture
 
 
 def _after(looks: Making, done: int) -> Making:
@@ -72,13 +80,13 @@ def _after(looks: Making, done: int) -> Making:
         yield Done(done + found.steps, found.estimate)
 
 
-def _alike(guides: Sequence[Guide]) -> bool:
+def alike(guides: Sequence[Guide]) -> bool:
     """Whether prompts are of one length, so that they stack."""
     shapes = {tuple((key, tuple(value.shape)) for side in (guide.wanted, guide.unwanted or {}) for key, value in side.items()) for guide in guides}
     return len(shapes) == 1
 
 
-def _one(guides: Sequence[Guide]) -> Guide:
+def joined(guides: Sequence[Guide]) -> Guide:
     """One guide for the batch."""
     import torch
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from studio.config import GenerateConfig, TrainConfig, build
 from studio.events import Checkpoint, Event, Exported, Finished, Loading, Sample, Started
 from studio.families.base import Base
-from studio.jobs import exporting, ranks, trackers
+from studio.jobs import exporting, passes, ranks, trackers
 from studio.jobs.folder import FolderRequests, JobFolder, Manifest
 from studio.jobs.sets import read_sets
 from studio.jobs.spec import ExportConfig
@@ -199,15 +199,12 @@ def generate(work: Work) -> Iterator[Event]:
     config = build(GenerateConfig, work.manifest.settings)
     base = work.base
     c = work.warm.components(base, config.precision, lambda: sampler.open_base(base, config.precision, work.warm.device))
-    adapters = {key.removeprefix("lora:"): work.warm.adapter(Path(path)) for key, path in work.manifest.paths.items() if key.startswith("lora:")}
-    files = {name: Path(work.manifest.paths[name]) for name in ("init_image", "mask") if name in work.manifest.paths}
-    files["wildcards"] = work.layout.wildcards
     if config.grid:
-        yield from grids.generate(c, adapters, config, work.folder.path, requests=work.requests, files=files)
+        adapters = {key.removeprefix("lora:"): work.warm.adapter(Path(path)) for key, path in work.manifest.paths.items() if key.startswith("lora:")}
+        yield from grids.generate(c, adapters, config, work.folder.path, requests=work.requests, files=passes.files(work))
         return
-    stack = [(adapters[row.name], row) for row in config.loras]
-    names = [row.name for row in config.loras]
-    yield from sampler.generate(c, stack, config, work.folder.path, requests=work.requests, names=names, files=files)
+    wanted = passes.order(work)
+    yield from sampler.generate(c, wanted.stack, config, wanted.folder, requests=wanted.requests, names=wanted.names, files=wanted.files)
 
 
 def export(work: Work) -> Iterator[Event]:

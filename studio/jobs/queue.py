@@ -16,7 +16,7 @@ What happens when something is killed:
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from filelock import FileLock, Timeout
@@ -24,7 +24,7 @@ from sqlalchemy import CursorResult, func, select, update
 
 from studio.errors import NotFound
 from studio.events import CancelledEvent, Failed
-from studio.jobs import stretch
+from studio.jobs import passes, stretch
 from studio.jobs.backends import chosen
 from studio.jobs.devices import Device, listed, wanted
 from studio.jobs.failures import kept, worker_died
@@ -140,27 +140,42 @@ class Dispatcher:
         together = self.backend.together()
         free = [name for name in present if name not in busy]
         self._short = {row.id: self._short[row.id] for row in queued if row.id in self._short}
+        given: set[str] = set()
         for row in queued:
             if not free:
                 return
+            if row.id in given:
+                continue
             n = wanted(row.kind, row.settings, present, together)
             if n > together:
                 self._too_many(row, n)
             elif n <= len(free):
                 devices = [self._best(free, row)] if n == 1 else free[:n]
-                if self._give(row, devices):
+                mates = self._mates(row, [other for other in queued if other is not row and other.id not in given], devices)
+                given |= {row.id for row in mates}
+                if self._give(row, devices, mates):
                     free = [name for name in free if name not in devices]
             elif not self._passed(row, n):
                 return
 
-    def _give(self, row: JobRow, devices: list[str]) -> bool:
-        """Whether this dispatcher was the one to take the job; it is on its way to its worker then."""
+    def _mates(self, row: JobRow, others: list[JobRow], devices: list[str]) -> list[JobRow]:
+        """Jobs that the same worker can draw in one pass with this one."""
+        home = self.backend.home(row.id, row.segment, devices[0], self.node).path
+        same = [other for other in others if self.backend.home(other.id, other.segment, devices[0], self.node).path == home]
+        return passes.mates(row, same, lambda one: passes.place(one.kind, one.base, one.settings))
+
+    def _give(self, row: JobRow, devices: list[str], mates: Sequence[JobRow] = ()) -> bool:
+        """Whether this dispatcher was the one to take the job; it, and its mates before it, are on their way to the worker then."""
         taken = {"state": "running", "device": ",".join(devices), "node": self.node, "message": "waiting for the worker", "cancelling": None}
         if not self._change(row.id, "queued", **taken):
             return False
         for device in devices[1:]:
             self.backend.vacate(device)  # a base that an idle worker keeps there would be in the way
-        self._deliver(row.id, self.backend.home(row.id, row.segment, devices[0], self.node).create(), devices)
+        home = self.backend.home(row.id, row.segment, devices[0], self.node).create()
+        for mate in mates:
+            if self._change(mate.id, "queued", **taken):
+                home.hand(mate.id, devices)
+        self._deliver(row.id, home, devices)
         return True
 
     def _passed(self, row: JobRow, n: int) -> bool:
@@ -238,12 +253,18 @@ class Dispatcher:
         elif claim is None and row.cancelling is not None and home.take_back(row.id):
             self.backend.end(home, None)
             self._cancelled(folder)
-        elif claim is not None and overdue:
+        elif claim is not None and overdue and not self._shared(row):
             self.backend.end(home, claim)
         elif claim is None and not self.trouble:
             self._deliver(row.id, home.create(), listed(row.device))
         elif claim is not None:
             self._heed(row, home)
+
+    def _shared(self, row: JobRow) -> bool:
+        """Whether its worker draws for another job too, which nobody cancels and which would be lost with it."""
+        same = (JobRow.state == "running", JobRow.node == self.node, JobRow.device == row.device, JobRow.id != row.id)
+        with self._db.read() as session:
+            return session.scalar(select(func.count()).select_from(JobRow).where(*same, JobRow.cancelling.is_(None))) != 0
 
     def _heed(self, row: JobRow, home: WorkerFolder) -> None:
         """Say so while the worker of a job lives and does not respond. Nothing else is done: it may go on, and two must never work on one job."""

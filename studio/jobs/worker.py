@@ -16,9 +16,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from studio.errors import Cancelled, Interrupted, NotFound, RunError
+from studio.errors import Cancelled, InputError, Interrupted, NotFound, RunError
 from studio.events import TERMINAL, CancelledEvent, Event, Loading, PausedEvent, Started, Step
-from studio.jobs import captioning, evaluating, probing, tools
+from studio.jobs import captioning, evaluating, passes, probing, tools
 from studio.jobs.devices import torch_name
 from studio.jobs.failures import device_lost, explain, kept
 from studio.jobs.folder import Claim, EventWriter, FolderRequests, JobFolder
@@ -29,6 +29,7 @@ from studio.killpoints import reached
 from studio.library.layout import Layout
 
 POLL_SECONDS = 0.1
+ARRIVING_SECONDS = 0.05  # jobs of one pass are handed in one after the other
 LEAVING_SECONDS = 15.0
 ALL_HANDLERS = {**HANDLERS, **tools.HANDLERS, **evaluating.HANDLERS, **captioning.HANDLERS, **probing.HANDLERS}
 RESERVE_BYTES = 2**16  # kept on the disk so that a claim and a last word fit when nothing else does
@@ -48,7 +49,7 @@ class Worker:
         self._state = WorkerState(pid=os.getpid(), started=own_start(), device=device)
         self._warm = Warm(torch_name(device.partition(",")[0]))
         self._writing = threading.Lock()
-        self._requests: FolderRequests | None = None
+        self._requests: list[FolderRequests] = []
         self._leaving = False
 
     def run(self, idle_seconds: float) -> None:
@@ -58,7 +59,7 @@ class Worker:
         while not self._leaving:
             waiting = self._home.waiting()
             if waiting:
-                self._take(waiting[0])
+                self._take(self._together(waiting))
                 last = time.monotonic()
             elif self._home.stop.exists() or time.monotonic() - last > idle_seconds:
                 return
@@ -70,8 +71,8 @@ class Worker:
         if self._leaving:
             os._exit(128 + signal.SIGTERM)
         self._leaving = True
-        if self._requests is not None:
-            self._requests.leave = True
+        for requests in self._requests:
+            requests.leave = True
 
     def _beat(self) -> None:
         while True:
@@ -84,15 +85,38 @@ class Worker:
             self._state = self._state.model_copy(update={**changes, "beat": time.time()})
             self._home.write_state(self._state)
 
-    def _take(self, id: str) -> None:
-        """Claim one job and run it, its output going to its own log."""
+    def _together(self, waiting: list[str]) -> list[str]:
+        """The first job and those that go into one pass with it, once no more of them arrive."""
+        while passes.mates(waiting[0], waiting, self._place):
+            time.sleep(ARRIVING_SECONDS)
+            again = self._home.waiting()
+            if again == waiting or not again:
+                break
+            waiting = again
+        return [waiting[0], *passes.mates(waiting[0], waiting[1:], self._place)]
+
+    def _place(self, id: str) -> passes.Place | None:
+        with contextlib.suppress(NotFound):
+            manifest = JobFolder.of(self._layout.jobs, id).manifest()
+            return passes.place(manifest.kind, str(manifest.base), manifest.settings)
+
+    def _take(self, ids: list[str]) -> None:
+        """Claim these jobs and run them: one, with its output going to its own log, or several in one pass."""
+        taken = [found for id in ids if (found := self._taken(id))]
+        if len(taken) > 1:
+            self._run_together([folder for folder, _ in taken], taken[0][1])
+        elif taken:
+            self._run(*taken[0])
+
+    def _taken(self, id: str) -> tuple[JobFolder, str] | None:
+        """A job that is claimed now, and its devices; None if it is not ours to run."""
         taken = self._home.inbox / f".{id}"
         try:
             os.rename(self._home.inbox / id, taken)  # whoever takes it back before, as a cancel does, wins
             folder = JobFolder.of(self._layout.jobs, id)
         except (FileNotFoundError, NotFound):
             taken.unlink(missing_ok=True)
-            return
+            return None
         begun = folder.claim() is not None  # handed in twice, or left by a worker that died: not ours to run again
         devices = taken.read_text() or self._state.device
         if not begun:
@@ -104,8 +128,7 @@ class Worker:
                 folder.write_claim(claim)
         taken.unlink(missing_ok=True)
         reached("claim")
-        if not begun:
-            self._run(folder, devices)
+        return None if begun else (folder, devices)
 
     def _claim(self, segment: int, devices: str) -> Claim:
         me = self._state
@@ -124,6 +147,26 @@ class Worker:
             writer.close()
             self._note(job="", base=self._warm.name)
 
+    def _run_together(self, folders: list[JobFolder], devices: str) -> None:
+        """Jobs in one pass: events and last words go to the folder of each, what the process prints to the log of the first."""
+        self._note(job=folders[0].id)
+        with contextlib.suppress(OSError):
+            self._home.keep_reserve(RESERVE_BYTES)
+        works = [self._work(folder, devices) for folder in folders]
+        self._requests = [work.requests for work in works]
+        writers = {number: EventWriter(folder.events_file) for number, folder in enumerate(folders)}
+        try:
+            with open(folders[0].log, "a", encoding="utf-8", buffering=1) as log, redirected(log.fileno()):
+                for number, said in passes.draw(works):
+                    event = self._last(works[number], said) if isinstance(said, Exception) else said
+                    self._tell(folders[number], writers[number], event)
+                    if event.kind in TERMINAL:
+                        writers.pop(number).close()
+        finally:
+            for writer in writers.values():
+                writer.close()
+            self._note(job="", base=self._warm.name)
+
     def _tell(self, folder: JobFolder, writer: EventWriter, event: Event) -> None:
         """Append an event. If the disk has no room for it, the room kept for that takes the last word, and this process ends."""
         try:
@@ -137,33 +180,40 @@ class Worker:
 
     def _events(self, folder: JobFolder, devices: str) -> Iterator[Event]:
         """Everything the job says; exactly one terminal event, at the end."""
-        manifest = folder.manifest()
-        self._requests = requests = FolderRequests(folder.path)
-        requests.leave = self._leaving
-        work = Work(folder, manifest, self._layout, requests, self._warm, tuple(devices.split(",")))
+        work = self._work(folder, devices)
+        self._requests = [work.requests]
         try:
-            if requests.cancelled():
+            if work.requests.cancelled():
                 raise Cancelled
-            for event in stoppable(ALL_HANDLERS[manifest.kind](work), requests):
+            for event in stoppable(ALL_HANDLERS[work.manifest.kind](work), work.requests):
                 yield event
                 if event.kind in TERMINAL:
                     return
             raise RunError("the job ended without a result; see its log.txt")
-        except Cancelled:
-            checkpoints = folder.checkpoints()
-            yield CancelledEvent(step=checkpoints[-1].step if checkpoints else 0, kept=kept(checkpoints))
-        except Interrupted as error:
-            self._warm.free()
-            checkpoints = folder.checkpoints()
-            if requests.paused():
-                yield PausedEvent(step=checkpoints[-1].step if checkpoints else 0, kept=kept(checkpoints))
-            else:
-                yield explain(error, manifest.settings, folder.path, checkpoints)
         except Exception as error:  # the border of the process: whatever happened becomes the job's last event
-            traceback.print_exc()
+            yield self._last(work, error)
+
+    def _work(self, folder: JobFolder, devices: str) -> Work:
+        requests = FolderRequests(folder.path)
+        requests.leave = self._leaving
+        return Work(folder, folder.manifest(), self._layout, requests, self._warm, tuple(devices.split(",")))
+
+    def _last(self, work: Work, error: Exception) -> Event:
+        """The last event of a job that this ended."""
+        checkpoints = work.folder.checkpoints()
+        step = checkpoints[-1].step if checkpoints else 0
+        if isinstance(error, Cancelled):
+            return CancelledEvent(step=step, kept=kept(checkpoints))
+        if isinstance(error, Interrupted):
             self._warm.free()
-            self._leaving = self._leaving or device_lost(error)  # nothing works any more in a process that lost its device
-            yield explain(error, manifest.settings, folder.path, folder.checkpoints())
+            if work.requests.paused():
+                return PausedEvent(step=step, kept=kept(checkpoints))
+            return explain(error, work.manifest.settings, work.folder.path, checkpoints)
+        traceback.print_exception(error)
+        if not isinstance(error, InputError):  # found before the base was touched, or the base was given back
+            self._warm.free()
+        self._leaving = self._leaving or device_lost(error)  # nothing works any more in a process that lost its device
+        return explain(error, work.manifest.settings, work.folder.path, checkpoints)
 
 
 def stoppable(events: Iterator[Event], requests: FolderRequests) -> Iterator[Event]:

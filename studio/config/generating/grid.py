@@ -13,14 +13,14 @@ SETTINGS = (
     *("seed", "steps", "guidance", "sampler", "width", "height", "strength", "true_cfg", "guidance_rescale"),
     *("variation_strength", "hires_scale", "hires_strength", "upscale_strength"),
 )
-KINDS = ("prompt", "negative_prompt", "weight", "lora", "checkpoint", *SETTINGS)
+KINDS = ("prompt", "negative_prompt", "weight", "lora", "checkpoint", "stack", *SETTINGS)
 _RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\.\.(-?\d+(?:\.\d+)?)(?:\.\.(\d+(?:\.\d+)?))?")
 
 
 class Axis(Settings):
     """What changes along one side: a setting, a word of the prompt, a row of the stack, a checkpoint of a run."""
 
-    kind: str = Field(description="The setting; prompt replaces a word, weight, lora and checkpoint are about a row of the stack")
+    kind: str = Field(description="The setting; prompt replaces a word, weight, lora and checkpoint are about a row of the stack, stack is all of it")
     target: str = Field(default="", max_length=200, description="The word that is replaced, or the row; empty is the first value, or the only row")
     values: tuple[str, ...] = Field(min_length=1, max_length=MOST_CELLS, description="What it takes one after the other")
 
@@ -65,7 +65,7 @@ class Grid(Settings):
     TITLE: ClassVar[str] = "X/Y/Z grid"
 
     grid: Annotated[tuple[Axis, ...], BeforeValidator(parse_axes)] = Field(
-        default=(), max_length=3, description="Up to three axes, x, y and z: steps=10,20, weight:style=0,0.5,1, prompt:cat=cat,dog, seed=1..4"
+        default=(), max_length=3, description="Up to three axes, x, y and z: steps=10,20, weight:style=0,0.5,1, prompt:cat=cat,dog, stack=a=1+b=0.5|c=1, seed=1..4"
     )
 
     @model_validator(mode="after")
