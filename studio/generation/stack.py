@@ -21,7 +21,7 @@ from studio.generation.sharing import Mode, Shared
 from studio.generation.side import fits
 from studio.generation.strengths import Strength
 from studio.generation.words import Brought, brought
-from studio.lora.adapter import Adapter, Layer, delta, digest, moved
+from studio.lora.adapter import Adapter, Layer, carried, delta
 from studio.lora.attach import module_map
 from studio.lora.formats import LoadReport, report
 from studio.lora.products import low_rank, whole
@@ -81,6 +81,7 @@ class Stack:
         self._reports: dict[str, LoadReport] = {}  # adapter's key -> how it fits
         self._factors: dict[str, dict[str, Factors | None]] = {}  # and their factors, once they were needed
         self._keys: dict[int, tuple[Adapter, str]] = {}
+        self._arrived: dict[int, dict[str, Layer]] = {}  # by the adapter's id: on the device, and not yet placed
         self._words: list[Brought] = []  # new words, image by image
 
     def set(self, rows: Rows, names: Sequence[str] = (), mode: Mode = "auto") -> StackReport:
@@ -98,7 +99,8 @@ class Stack:
         rows = [row for stack in stacks for row in stack]
         try:
             reports = tuple(self._fit(adapter, strengths.row_of(strength, name)) for (adapter, strength), name in zip(rows, called, strict=True))
-            self._rows = [sharing.gather([strengths.row_of(strength, self._key(adapter)) for adapter, strength in stack]) for stack in stacks]
+            on = [[(adapter, strength) for adapter, strength in stack if not strengths.row_of(strength, "").off] for stack in stacks]
+            self._rows = [sharing.gather([strengths.row_of(strength, self._key(adapter)) for adapter, strength in stack]) for stack in on]
             self._words = [self._bring(stack, said or _names(stack)) for stack, said in zip(stacks, names, strict=True)]
             self._shared = sharing.share(self._rows, self._placed, self._c.facts, mode, self)
             baked, finite = self._baked.set({**self._shared.baked, **self._text(0)}, self._adding)
@@ -175,15 +177,17 @@ class Stack:
                 f"LoRA {row.name} ({own.title}) has no layer that fits the base {self._c.base.name} ({own.title}): {first}; choose the base it was trained on"
             )
         self._reports[key] = found
+        layers = self._arrived.pop(id(adapter), {})
         if key not in self._placed:
-            self._placed[key] = moved({path: adapter.layers[path] for path in found.matched}, self._c.device)
+            self._placed[key] = {path: layers[path] for path in found.matched}
         return found
 
     def _key(self, adapter: Adapter) -> str:
         """A name for the adapter's numbers, the same for equal numbers wherever they were read from."""
         known = self._keys.get(id(adapter))
         if known is None:
-            known = self._keys[id(adapter)] = (adapter, digest(adapter, self._c.device))
+            key, self._arrived[id(adapter)] = carried(adapter, self._c.device)
+            known = self._keys[id(adapter)] = (adapter, key)
         return known[1]
 
     def _bring(self, rows: Rows, names: Sequence[str]) -> Brought:
@@ -267,7 +271,8 @@ class Stack:
         self._reports = {key: found for key, found in self._reports.items() if key in self._placed}
         self._factors = {key: kept for key, kept in self._factors.items() if key in self._placed}
         here = {id(adapter) for adapter in adapters}
-        self._keys = {number: known for number, known in self._keys.items() if number in here}
+        self._keys = {number: known for number, known in self._keys.items() if number in here and known[1] in self._placed}
+        self._arrived.clear()
 
 
 def _names(rows: Rows) -> list[str]:

@@ -26,12 +26,12 @@ HISTORY = "history.json"
 PREVIEW_SIDE = 768
 
 
-def adapter_of(source: Path) -> "Adapter":
-    """The adapter of a file or checkpoint."""
+def adapter_of(source: Path, stored: bool = False) -> "Adapter":
+    """The adapter of a file or checkpoint. stored: as the file has its numbers, see `formats.read`."""
     from studio.lora import formats
     from studio.training import checkpoint
 
-    return checkpoint.adapter(source.parent) if checkpoint.is_checkpoint(source.parent) else formats.read(source)
+    return checkpoint.adapter(source.parent) if checkpoint.is_checkpoint(source.parent) else formats.read(source, stored=stored)
 
 
 def publish(adapter: "Adapter", target: Path, format: Format, dtype: Dtype, metadata: Mapping[str, str]) -> dict[str, Any]:

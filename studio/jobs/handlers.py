@@ -52,7 +52,7 @@ class Warm:
         found = path.stat()
         key = (path, found.st_mtime_ns, found.st_size)
         if key not in self._adapters:
-            self._adapters[key] = exporting.adapter_of(path)
+            self._adapters[key] = exporting.adapter_of(path, stored=True)
         self._adapters.move_to_end(key)
         while len(self._adapters) > ADAPTERS:
             self._adapters.popitem(last=False)

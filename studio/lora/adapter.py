@@ -206,6 +206,7 @@ class Adapter:
 
 
 # Odd numbers of random bits as signed 64-bit words, in pairs: one for the place, one for the number.
+MOST_BUFFERS = 16  # that are moved as they are; more are put together first
 _ODD = ((-7046029254386353131, -4417276706812531889), (1609587929392839161, -8796714831421723037))
 
 
@@ -243,11 +244,12 @@ def facts(layer: Layer) -> str:
     return f"{type(layer).__name__} {words} {counts}{inner}"
 
 
-def digest(adapter: Adapter, device: "torch.device") -> str:
-    """A word that is the same for adapters of equal numbers and facts, wherever they were read from.
+def carried(adapter: Adapter, device: "torch.device") -> tuple[str, dict[str, Layer]]:
+    """A word for the adapter's numbers, and its layers in fp32 on the device.
 
-    Numbers are summed up on the device, each mixed with its place: far faster than hashing bytes, and good enough to tell adapters
-    apart that nobody made to collide.
+    The word is the same for adapters of equal numbers and facts, wherever they were read from. Numbers are summed up on the device,
+    each mixed with its place: far faster than hashing bytes, and good enough to tell adapters apart that nobody made to collide.
+    Numbers travel in a few large copies, as thousands of small ones would take longer than all the rest.
     """
     import torch
 
@@ -255,27 +257,49 @@ def digest(adapter: Adapter, device: "torch.device") -> str:
     said = [f"{path} {facts(adapter.layers[path])} {[(tuple(value.shape), str(value.dtype)) for value in values]}" for path, values in found.items()]
     spoken = {f"{word} {name}": [rows] for word, vectors in sorted(adapter.embeddings.items()) for name, rows in sorted(vectors.items())}
     said += [f"{name} {tuple(rows.shape)} {rows.dtype}" for name, [rows] in spoken.items()]
-    found |= spoken
-    sums = []
-    for dtype in dict.fromkeys(value.dtype for values in found.values() for value in values):
-        flat = torch.cat([value.detach().flatten() for values in found.values() for value in values if value.dtype == dtype]).to(device)
-        bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]).long()
-        place = torch.arange(len(bits), device=device)
-        for first, second in _ODD:
-            mixed = (bits + place * first) * second
-            mixed = (mixed ^ (mixed >> 29)) * first
-            sums.append(int((mixed ^ (mixed >> 32)).sum()))
-    return hashlib.sha256(repr((adapter.family, said, sums)).encode()).hexdigest()
+    moved = _moved([value.detach() for values in (found | spoken).values() for value in values], device)
+    sums: list[int] = []
+    wide: dict[torch.dtype, Iterator[Tensor]] = {}
+    for dtype in dict.fromkeys(value.dtype for value in moved):
+        same = [value for value in moved if value.dtype == dtype]
+        flat = torch.cat([value.flatten() for value in same])
+        sums += _summed(flat)
+        wide[dtype] = iter(flat.float().split([value.numel() for value in same]))
+    word = hashlib.sha256(repr((adapter.family, said, sums)).encode()).hexdigest()
+    return word, {path: _replaced(adapter.layers[path], iter([next(wide[v.dtype]).view(v.shape) for v in values])) for path, values in found.items()}
 
 
-def moved(layers: Mapping[str, Layer], device: "torch.device") -> dict[str, Layer]:
-    """The same layers with their tensors in fp32 on the device, all in one copy: thousands of small ones would take seconds."""
+def _summed(flat: "Tensor") -> list[int]:
+    """Two sums of all bits, each number mixed with its place."""
     import torch
 
-    found = {path: tensors(layer) for path, layer in layers.items()}
-    flat = torch.cat([value.detach().flatten() for values in found.values() for value in values]).to(device).float()
-    pieces = iter(flat.split([value.numel() for values in found.values() for value in values]))
-    return {path: _replaced(layers[path], iter([next(pieces).view(value.shape) for value in values])) for path, values in found.items()}
+    bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.dtype.itemsize]).long()
+    place = torch.arange(len(bits), device=flat.device)
+    sums = []
+    for first, second in _ODD:
+        mixed = (bits + place * first) * second
+        mixed = (mixed ^ (mixed >> 29)) * first
+        sums.append((mixed ^ (mixed >> 32)).sum())
+    return torch.stack(sums).tolist()
+
+
+def _moved(values: "list[Tensor]", device: "torch.device") -> "list[Tensor]":
+    """The same tensors on the device. Views of one buffer, as those of a file are, travel with all of it."""
+    import torch
+
+    buffers = {value.untyped_storage().data_ptr(): value.untyped_storage() for value in values}
+    needed = sum(value.numel() * value.element_size() for value in values)
+    if any(value.device == device for value in values) or len(buffers) > MOST_BUFFERS or sum(map(len, buffers.values())) > 2 * needed:
+        flats = {dtype: torch.cat([value.flatten() for value in values if value.dtype == dtype]).to(device) for dtype in {value.dtype for value in values}}
+        pieces = {dtype: iter(flat.split([value.numel() for value in values if value.dtype == dtype])) for dtype, flat in flats.items()}
+        return [next(pieces[value.dtype]).view(value.shape) for value in values]
+    there = {number: torch.empty(0, dtype=torch.uint8).set_(buffer).to(device) for number, buffer in buffers.items()}
+    return [
+        torch.empty(0, dtype=value.dtype, device=device).set_(
+            there[value.untyped_storage().data_ptr()].untyped_storage(), value.storage_offset(), value.shape, value.stride()
+        )
+        for value in values
+    ]
 
 
 def _replaced(layer: Any, values: "Iterator[Tensor]") -> Any:

@@ -14,7 +14,8 @@ LARGEST = 0.5  # of the layer's smaller side: above that the two products cost a
 def low_rank(layer: Layer) -> "tuple[Tensor, Tensor] | None":
     """Factors whose product is the layer's delta exactly but for rounding; None where none are much smaller than the matrix."""
     if isinstance(layer, LowRank):
-        return layer.up.float().flatten(1) * (layer.alpha / layer.rank), layer.down.float().flatten(1)
+        up, scale = layer.up.float().flatten(1), layer.alpha / layer.rank
+        return up if scale == 1 else up * scale, layer.down.float().flatten(1)
     found = _hadamard(layer) if isinstance(layer, Hadamard) else _kronecker(layer) if isinstance(layer, Kronecker) else None
     return found if found and found[1].shape[0] <= LARGEST * min(layer.shape[0], math.prod(layer.shape[1:])) else None
 

@@ -235,3 +235,42 @@ def test_a_job_that_does_not_obey_a_cancel_loses_its_worker(studio: Workspace, q
     queue.tick()
     queue.tick()
     assert studio.jobs.show(id).state == "cancelled"
+
+
+def drawing(studio: Workspace, **values: object) -> str:
+    from studio.config import GenerateConfig, build
+
+    return studio.jobs.generate(build(GenerateConfig, {"base": "demo-sdxl", "prompt": "a circle", "batch": 4, "steps": 3, **values})).id
+
+
+def test_drawings_that_one_pass_can_serve_are_handed_to_a_worker_together(studio: Workspace, queue: Dispatcher) -> None:
+    worker = Pretend(studio.layout)
+    first = drawing(studio, seed=1)
+    longer = drawing(studio, seed=2, steps=4)
+    alone = drawing(studio, seed=3, batch=1)
+    second, third = drawing(studio, seed=4, prompt="a square", count=2), drawing(studio, seed=5, count=2)
+    fourth = drawing(studio, seed=6)
+    queue.tick()
+    assert set(worker.home.waiting()) == {first, second, fourth}, "no more than a batch, and whoever fits"
+    assert {studio.jobs.show(id).state for id in (longer, alone, third)} == {"queued"}
+    assert studio.jobs.cancel(second).id == second
+    queue.tick()
+    assert studio.jobs.show(second).state in ("cancelled", "running") and set(worker.home.waiting()) == {first, fourth}
+
+
+def test_a_deaf_worker_is_ended_only_when_every_job_of_its_pass_is_cancelled(studio: Workspace, queue: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, ended = Pretend(studio.layout), []
+    ids = [drawing(studio, seed=i) for i in range(2)]
+    queue.tick()
+    for id in ids:
+        (worker.home.inbox / id).unlink()
+        folder = JobFolder.of(studio.layout.jobs, id)
+        folder.write_claim(Claim(pid=os.getpid(), started=own_start(), segment=1, device="cpu"))
+        worker.say(folder, Started(total=9))
+    monkeypatch.setattr(queue.backend, "end", lambda home, claim: ended.append(claim))
+    studio.jobs.cancel(ids[0])
+    queue.tick()
+    assert not ended
+    studio.jobs.cancel(ids[1])
+    queue.tick()
+    assert ended

@@ -13,6 +13,7 @@ from studio.lora.adapter import Adapter, Decomposed, Difference, Layer, LowRank
 from studio.lora.formats import embeddings
 from studio.lora.formats.detect import Detection, detect
 from studio.lora.formats.identity import Identity, identify
+from studio.lora.formats.layers import Known
 
 __all__ = ["Detection", "Identity", "LoadReport", "detect", "difference", "identify", "read", "report", "require_fit", "verify", "write"]
 
@@ -49,15 +50,14 @@ class LoadReport:
             raise FormatError(f"{file}: {len(wrong)} of {total} layers do not fit {base}, first {wrong[0]}; is the LoRA for another base?")
 
 
-def read(path: Path, c: Components | None = None, partial: bool = False) -> Adapter:
+def read(path: Path, c: Components | None = None, partial: bool = False, stored: bool = False) -> Adapter:
     """The adapter in a file of any supported format, in fp32. Raises FormatError in one line.
 
     c: a loaded base; then an adapter of another family, or with a layer that does not fit, is an error too.
     partial: keys that mean nothing are listed in the adapter's `unknown` instead of refused.
+    stored: low-rank layers keep the number format of the file, which whoever puts them on a base widens there.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    from studio.lora.formats.loading import load
     from studio.lora.formats.reader import read_tensors
 
     header = headers.read_header(path)
@@ -65,10 +65,10 @@ def read(path: Path, c: Components | None = None, partial: bool = False) -> Adap
     if not found.readable:
         raise FormatError(f"{path.name}: {found.reasons[0]}")
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+        tensors = load(path, header)
+    except OSError as error:
         raise FormatError(f"{path.name}: cannot be read ({error}); copy or download it again") from None
-    adapter = read_tensors(path.name, tensors, header.metadata, partial)
+    adapter = read_tensors(path.name, tensors, header.metadata, partial, Known(found, stored))
     if c is not None:
         require_fit(path.name, adapter, c)
     return adapter

@@ -1,7 +1,7 @@
 """The tensors of one module of a file -> its layer, in fp32 and checked."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from studio.errors import FormatError
 from studio.families import sdxl_names
 from studio.lora.adapter import Decomposed, Difference, Hadamard, Kronecker, Layer, LowRank
 from studio.lora.formats import names
+from studio.lora.formats.identity import Identity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,14 @@ _HALVES = {"down": "down half", "up": "up half"}
 
 
 @dataclass(frozen=True)
+class Known:
+    """What is settled about a file before its layers are made. stored: low-rank layers keep its number format."""
+
+    identity: Identity
+    stored: bool = False
+
+
+@dataclass(frozen=True)
 class Part:
     """One module of a file: where it comes from and which tensors of a layer it has, by kind."""
 
@@ -28,6 +37,7 @@ class Part:
     module: str
     target: names.Target
     tensors: "Mapping[str, Tensor]"
+    stored: bool = False
 
     def wrong(self, words: str) -> FormatError:
         return FormatError(f"{self.file}: layer {self.module!r} {words}")
@@ -43,11 +53,6 @@ class Part:
 
 def assemble(part: Part, stated: Callable[[str, int], float]) -> tuple[Layer | None, "Tensor | None"]:
     """The layer of the module's weight, and the difference of its bias. stated: alpha by module and rank where there is no tensor of it."""
-    import torch
-
-    for kind, tensor in part.tensors.items():
-        if not torch.isfinite(tensor.float()).all():
-            raise part.wrong(f"holds values that are no numbers (its {kind}); it was saved from a run that diverged")
     alpha = _alpha(part)
     layer = _weight(part, alpha, stated)
     bias = part.tensors["diff_b"].float().flatten() if "diff_b" in part.tensors else None
@@ -61,6 +66,22 @@ def assemble(part: Part, stated: Callable[[str, int], float]) -> tuple[Layer | N
     if layer is None or isinstance(layer, Decomposed):
         raise part.wrong("has a DoRA magnitude alone; the file is incomplete")
     return _decomposed(part, layer, magnitude.float(), peft="peft_magnitude" in part.tensors), bias
+
+
+def finite(parts: "Sequence[Part]") -> None:
+    """Raise FormatError naming the first tensor that holds infinities or values that are no numbers.
+
+    A sum tells of any at a fraction of the time that looking at every number takes; only where one is not finite, numbers are looked at.
+    """
+    import torch
+
+    sums = [tensor.float().sum() if tensor.dtype.itemsize < 2 else tensor.sum(dtype=torch.float32) for part in parts for tensor in part.tensors.values()]
+    if not sums or torch.stack(sums).isfinite().all():
+        return
+    for part in parts:
+        for kind, tensor in part.tensors.items():
+            if not torch.isfinite(tensor.float()).all():
+                raise part.wrong(f"holds values that are no numbers (its {kind}); it was saved from a run that diverged")
 
 
 def _alpha(part: Part) -> float | None:
@@ -98,13 +119,15 @@ def _weight(part: Part, alpha: float | None, stated: Callable[[str, int], float]
 def _low_rank(part: Part, alpha: float | None, stated: Callable[[str, int], float]) -> LowRank:
     import torch
 
-    down, up = part.tensors["down"].float(), part.tensors["up"].float()
+    down, up = part.tensors["down"], part.tensors["up"]
+    if not (part.stored and down.dtype == up.dtype and down.dtype.itemsize > 1):
+        down, up = down.float(), up.float()
     mid = part.tensors.get("mid")
     if mid is not None:
         sound = mid.dim() == 4 and down.dim() >= 2 and mid.shape[1] == down.shape[0] and down[0].numel() == down.shape[1]
         if not sound or not _fits_kernel(part, mid):
             raise part.wrong(f"has a core of shape {list(mid.shape)} that does not multiply with {list(down.shape)}")
-        down = torch.einsum("ijkl,jn->inkl", mid.float(), down.flatten(1))
+        down, up = torch.einsum("ijkl,jn->inkl", mid.float(), down.float().flatten(1)), up.float()
     if down.dim() not in (2, 4) or up.dim() not in (2, 4) or not down.numel() or up.shape[1] != down.shape[0] or up.flatten(1).shape[1] != up.shape[1]:
         raise part.wrong(f"has shapes {list(down.shape)} and {list(up.shape)}, which do not multiply")
     if not part.kernel:

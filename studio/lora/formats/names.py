@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from studio.families import flux_names, sdxl_names
 
@@ -63,6 +64,7 @@ _KINDS = {
     ".b_norm": "diff_b",
     ".alpha": "alpha",
 }
+KNOWN = 2**16  # names remembered: the same few thousand come in every file
 _BY_LENGTH = sorted(_KINDS.items(), key=lambda item: -len(item[0]))
 EMBEDDING = "bundle_emb."
 # Attention processors of old diffusers: `...attn1.processor.to_q_lora.down.weight`; to_out is a list of two in the model.
@@ -96,6 +98,7 @@ class Target:
     fused: str = ""
 
 
+@lru_cache(KNOWN)
 def split_key(key: str) -> tuple[str, str] | None:
     """The module part of a key and which tensor of a layer it is; None if it is none."""
     if found := _PROCESSOR.fullmatch(key):
@@ -152,6 +155,7 @@ def dotted(name: str) -> str | None:
     return ".".join(segments)
 
 
+@lru_cache(KNOWN)
 def target(module: str) -> Target | None:
     """What the module part of a key means: `lora_unet_...`, `lora_te1_...`, `unet....`, `diffusion_model....`; None if it means nothing here."""
     for prefix in ("lora_unet_", "lora_transformer_", "lycoris_unet_", "lycoris_transformer_", "lycoris_"):

@@ -11,7 +11,7 @@ from studio.families import flux_names
 from studio.lora.adapter import Adapter, Difference, Layer
 from studio.lora.formats import flux, foreign, names
 from studio.lora.formats.identity import identify
-from studio.lora.formats.layers import Part, assemble
+from studio.lora.formats.layers import Known, Part, assemble, finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 LARGEST = 2**27  # numbers in a layer that has to be formed to be read; FLUX.1's own has 19 million
 
 
-def read_tensors(file: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], partial: bool = False) -> Adapter:
+def read_tensors(file: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], partial: bool = False, known: Known | None = None) -> Adapter:
     """The adapter that the tensors describe, in fp32. Raises FormatError if any key or shape does not fit.
 
-    partial: keys that mean nothing are listed in `unknown` instead.
+    partial: keys that mean nothing are listed in `unknown` instead. known: what was found out about the file before.
     """
-    found = identify({key: tuple(tensor.shape) for key, tensor in tensors.items()}, metadata)
+    known = known or Known(identify({key: tuple(tensor.shape) for key, tensor in tensors.items()}, metadata))
+    found = known.identity
     if not found.readable or not found.family:
         raise FormatError(f"{file}: {found.reasons[0]}")
     groups, unknown = names.grouped(tensors)
@@ -34,11 +35,14 @@ def read_tensors(file: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[s
         kind = f"; it holds {other} layers, which the studio cannot read" if other else f"; is this a LoRA for another base than {title}?"
         raise FormatError(f"{file}: {len(unknown)} of {len(tensors)} keys are unknown, first {unknown[0]!r}{kind}")
     stated = _stated_alpha(file, {} if any(key.endswith(".alpha") for key in tensors) else metadata)
+    parts = [
+        Part(file, module, target, {kind: tensors[key] for kind, key in keys.items()}, known.stored)
+        for module, keys in groups.items()
+        if (target := names.target(module))
+    ]
+    finite(parts)
     layers: dict[str, Layer] = {}
-    for module, keys in groups.items():
-        target = names.target(module)
-        assert target is not None
-        part = Part(file, module, target, {kind: tensors[key] for kind, key in keys.items()})
+    for part in parts:
         try:
             layer, bias = assemble(part, stated)
         except (RuntimeError, IndexError) as error:
@@ -47,7 +51,7 @@ def read_tensors(file: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[s
         placed += [] if bias is None else [(f"{path}.bias", piece) for path, piece in _placed(part, Difference(bias))]
         for path, piece in placed:
             if path in layers:
-                raise FormatError(f"{file}: layer {path} occurs twice, the second time as {module!r}")
+                raise FormatError(f"{file}: layer {path} occurs twice, the second time as {part.module!r}")
             layers[path] = piece
     return Adapter(found.family, layers, dict(metadata), _embeddings(tensors), tuple(unknown))
 
