@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from studio import families
 from studio.config import GenerateConfig, Precision
 from studio.errors import RunError
-from studio.events import Event, Finished, Loading, Preview, Sample, Started, Step, Warned
+from studio.events import Event, Loading, Preview, Sample, Started, Step, Warned
 from studio.families.base import Base, Components
 from studio.families.devices import resolve_dtype
 from studio.generation import conditioning, decoding, modes, orders, prompt, together

@@ -130,7 +130,7 @@ def _steps(c: Components, steps: Iterator[Done], shown: Sequence[_Shown], going:
                 yield number, error
                 continue
             try:
-                path = previews[number].show(lambda image=first[number]: done.estimate()[image : image + 1])
+                path = previews[number].show(lambda done=done, image=first[number]: done.estimate()[image : image + 1])
             except OSError as failed:  # no room on the disk: the end of this order, not of its mates
                 del going[number]
                 yield number, failed
@@ -161,9 +161,7 @@ def _kept(c: Components, latents: "Tensor", shown: Sequence[_Shown], going: dict
         yield number, last
 
 
-def _drawing(
-    c: Components, ones: Sequence[GenerateConfig], applied: Stack, check: Callable[[], None] | None
-) -> "Callable[[Callable[[Done], None]], Tensor]":
+def _drawing(c: Components, ones: Sequence[GenerateConfig], applied: Stack, check: Callable[[], None] | None) -> "Callable[[Callable[[Done], None]], Tensor]":
     """A call that gives the latents of the whole batch and reports every step."""
 
     def draw(report: Callable[[Done], None]) -> "Tensor":

@@ -111,14 +111,21 @@ def test_an_order_of_several_pictures_counts_its_own_steps(c: Components, tmp_pa
 def test_a_cancelled_order_leaves_and_its_mates_go_on(c: Components, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("studio.generation.denoise.LOOK_SECONDS", 1e9)
     ink: Rows = [(adapter(c, 1), 0.5)]
-    orders = [order(c, tmp_path / "gone", ink, Asked("cancel", 2)), order(c, tmp_path / "stays", ink, seed=4), order(c, tmp_path / "leaves", [], Asked("leave", 1))]
+    orders = [
+        order(c, tmp_path / "gone", ink, Asked("cancel", 2)),
+        order(c, tmp_path / "stays", ink, seed=4),
+        order(c, tmp_path / "leaves", [], Asked("leave", 1)),
+    ]
     gone, stays, leaves = heard(c, orders)
     assert isinstance(gone.error, Cancelled) and "0 of 1" in str(gone.error) and isinstance(leaves.error, RunError)
     assert [sum(isinstance(event, Step) for event in one.events) for one in (gone, stays, leaves)] == [2, 3, 1]
     assert not list(tmp_path.glob("gone/images/*")) and not list(tmp_path.glob("leaves/images/*"))
     assert stays.events[-1].kind == "finished"
     alone(c, order(c, tmp_path / "apart", ink, seed=4))
-    [one], [apart] = stays.pixels(tmp_path / "stays"), [torch.frombuffer(bytearray(Image.open(next(tmp_path.glob("apart/images/*"))).tobytes()), dtype=torch.uint8)]
+    [one], [apart] = (
+        stays.pixels(tmp_path / "stays"),
+        [torch.frombuffer(bytearray(Image.open(next(tmp_path.glob("apart/images/*"))).tobytes()), dtype=torch.uint8)],
+    )
     assert (one - apart.int()).abs().max() <= 1
 
 

@@ -59,5 +59,3 @@ def test_a_job_whose_lora_is_broken_fails_without_its_mates(studio: Workspace, t
     assert studio.jobs.show(bad).state == "failed" and "no numbers" in studio.jobs.show(bad).message
     pictures = [studio.gallery.path(studio.gallery.list(job=id)[0].id).read_bytes() for id in (good, base)]
     assert pictures[0] != pictures[1]
-
-

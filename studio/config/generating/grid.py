@@ -65,7 +65,9 @@ class Grid(Settings):
     TITLE: ClassVar[str] = "X/Y/Z grid"
 
     grid: Annotated[tuple[Axis, ...], BeforeValidator(parse_axes)] = Field(
-        default=(), max_length=3, description="Up to three axes, x, y and z: steps=10,20, weight:style=0,0.5,1, prompt:cat=cat,dog, stack=a=1+b=0.5|c=1, seed=1..4"
+        default=(),
+        max_length=3,
+        description="Up to three axes, x, y and z: steps=10,20, weight:style=0,0.5,1, prompt:cat=cat,dog, stack=a=1+b=0.5|c=1, seed=1..4",
     )
 
     @model_validator(mode="after")

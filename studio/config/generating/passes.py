@@ -4,9 +4,7 @@ import json
 
 from studio.config.generating import GenerateConfig
 
-OWN = frozenset(
-    {"prompt", "negative_prompt", "loras", "seed", "count", "batch", "variation_seed", "variation_strength", "format", "quality", "live_preview"}
-)
+OWN = frozenset({"prompt", "negative_prompt", "loras", "seed", "count", "batch", "variation_seed", "variation_strength", "format", "quality", "live_preview"})
 
 
 def shared_pass(config: GenerateConfig) -> str:

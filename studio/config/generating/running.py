@@ -14,7 +14,7 @@ class Running(Settings):
         default=1,
         ge=1,
         le=64,
-        description="Pictures drawn at once, with those of waiting jobs that fit; faster on a GPU, but a picture differs in its last digits from one drawn alone",
+        description="Pictures drawn at once, also those of waiting jobs; faster on a GPU, but a picture differs in its last digits from one drawn alone",
     )
     stack_mode: Literal["auto", "baked", "live"] = Field(
         default="auto", description="How the stack acts: baked into the weights, or live beside them, which schedules and quantised bases need"
