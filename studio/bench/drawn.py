@@ -1,7 +1,7 @@
 """What drawing is measured on: a base with its VAE, spoken prompts, random adapters; and the looks, loops and pictures of it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ from studio.events import Event
 from studio.families import sources
 from studio.families.base import Components, Conditioning
 from studio.families.parts import read_json
-from studio.generation import conditioning, sampler, schedulers
+from studio.generation import conditioning, sampler, schedulers, serving
 from studio.generation.denoise import Guide, denoise, pixels_per_latent
+from studio.generation.orders import Order
 from studio.generation.running import Speed
 from studio.generation.stack import Rows
 from studio.lora.adapter import Adapter, LowRank
@@ -96,12 +97,25 @@ class Drawn:
 
     def picture(self, stack: Rows, speed: Speed, steps: int, folder: Path) -> float:
         """Seconds from the job's start to its written picture."""
+        order = self._order(stack, speed, steps, folder)
+        began = time.perf_counter()
+        _drain(sampler.generate(self.c, stack, order.config, folder, requests=order.requests, names=order.names))
+        return time.perf_counter() - began
+
+    def pictures(self, stacks: Sequence[Rows], speed: Speed, steps: int, folder: Path) -> float:
+        """The same for pictures of several stacks in one pass. Raises what ended any of them."""
+        orders = [self._order(stack, speed, steps, folder / f"{i}") for i, stack in enumerate(stacks)]
+        began = time.perf_counter()
+        for _, said in serving.serve(self.c, orders):
+            if isinstance(said, Exception):
+                raise said
+        return time.perf_counter() - began
+
+    def _order(self, stack: Rows, speed: Speed, steps: int, folder: Path) -> Order:
         assert self.conditioning
         values = {"base": self.c.base.name, "prompt": PROMPT, "seed": 1, "steps": steps, "guidance": self.guidance, "speed": speed, "live_preview": 0}
-        config = settings.build(GenerateConfig, {**values, "width": self.resolution, "height": self.resolution})
-        began = time.perf_counter()
-        _drain(sampler.generate(self.c, stack, config, folder, requests=NoRequests(), names=[f"lora-{i}" for i in range(len(stack))]))
-        return time.perf_counter() - began
+        config = settings.build(GenerateConfig, {**values, "width": self.resolution, "height": self.resolution, "batch": 64})
+        return Order(config, stack, folder, NoRequests(), [f"lora-{i}" for i in range(len(stack))])
 
 
 def load(family: str, weights: str, resolution: int, dtype: torch.dtype, device: torch.device) -> Drawn:
@@ -120,15 +134,18 @@ def load(family: str, weights: str, resolution: int, dtype: torch.dtype, device:
     return Drawn(drawn.components, resolution)
 
 
-def adapters(c: Components, n: int, rank: int) -> list[Adapter]:
-    """LoRAs of random numbers on the attention of the denoiser."""
+def adapters(c: Components, n: int, rank: int, seed: int = 0) -> list[Adapter]:
+    """LoRAs of random numbers on the attention of the denoiser, others for every seed."""
     import re
 
     wanted = re.compile("|".join(f"(?:{pattern})" for pattern in c.facts.lora_targets["attention"]))
     prefix = f"{c.facts.denoiser}."
     shapes = {path: tuple(module.weight.shape) for path, module in module_map(c).items() if path.startswith(prefix)}  # type: ignore[union-attr, arg-type]
     chosen = {path: shape for path, shape in shapes.items() if wanted.fullmatch(path.removeprefix(prefix))}
-    return [Adapter(c.facts.name, {path: _layer(shape, rank, seed) for seed, (path, shape) in enumerate(chosen.items(), 1000 * i)}) for i in range(n)]
+    return [
+        Adapter(c.facts.name, {path: _layer(shape, rank, number) for number, (path, shape) in enumerate(chosen.items(), 1000 * (i + 100 * seed))})
+        for i in range(n)
+    ]
 
 
 def _layer(shape: tuple[int, ...], rank: int, seed: int) -> LowRank:

@@ -21,9 +21,11 @@ from studio.bench import plainly, report
 from studio.bench.cases import Spec
 from studio.bench.drawn import Drawn, adapters, load
 from studio.bench.floor import number_format, synchronize
+from studio.config import LoraWeight
 from studio.errors import StudioError
 from studio.generation.running import Speed, release, running
 from studio.generation.stack import Mode, Rows, Stack
+from studio.lora import formats
 
 LOOKS, WARM = 8, 4
 STACKED = 4  # adapters of the stack that is measured
@@ -67,22 +69,28 @@ def _ours(drawn: Drawn, speed: Speed, steps: int, folder: Path) -> Iterator[dict
             yield {"what": "warm-up", "seconds": time.perf_counter() - began, **runner.facts}
             yield {"what": "look, no LoRA", "seconds": _median(drawn, look)}
             for mode in ("baked", "live"):
+                yield from _unseen(drawn, stack, mode, look, folder / f"{speed}-{mode}")
                 yield from _changes(drawn, stack, rows, mode, look)
                 yield {"what": f"look, {mode} {len(rows)}", "seconds": _median(drawn, look), "layers": max(1, stack._live.layers)}
-            yield from _batched(drawn, stack, rows)
+            if speed != "compile":  # for every size of a batch it would compile for a minute
+                yield from _batched(drawn, stack, rows)
             stack.set([])
             yield {"what": f"loop of {steps}, no LoRA", "seconds": _loop(drawn, steps)}
             stack.set(rows, mode="baked")
             yield {"what": f"loop of {steps}, baked {len(rows)}", "seconds": _loop(drawn, steps)}
             stack.set([])
+        if speed != "compile":  # which goes without it
+            yield from _cached(drawn, speed, steps)
         yield from _picture(drawn, speed, steps, rows, folder)
+        if speed != "compile":
+            yield from _served(drawn, speed, steps, rows, folder / f"{speed}-served")
     finally:
         stack.clear()
         release(c)
 
 
 def _changes(drawn: Drawn, stack: Stack, rows: Rows, mode: Mode, look: Callable[[], Any]) -> Iterator[dict[str, Any]]:
-    """From a changed stack to the end of the first look: adapters that were not there before, and a slider that moved."""
+    """From a changed stack to the end of the first look: adapters in main memory that were not there before, and a slider that moved."""
     moved: Rows = [(one, 0.31) for one, _ in rows]
     for name, change in (("new adapters", rows), ("slider", moved), ("slider back", rows)):
         synchronize(drawn.c.device)
@@ -95,6 +103,32 @@ def _changes(drawn: Drawn, stack: Stack, rows: Rows, mode: Mode, look: Callable[
         yield {"what": f"change, {mode} {len(rows)}, {name}", "seconds": time.perf_counter() - began, "stack_seconds": took}
     for _ in range(WARM):
         look()
+
+
+def _unseen(drawn: Drawn, stack: Stack, mode: Mode, look: Callable[[], Any], folder: Path) -> Iterator[dict[str, Any]]:
+    """From the files of adapters that were never seen to the end of the first look, part by part; the last of several such changes."""
+    folder.mkdir(parents=True)
+    written = [folder / f"{i}.safetensors" for i in range(2 * STACKED)]
+    for file, one in zip(written, adapters(drawn.c, len(written), 16, seed=7 if mode == "live" else 3), strict=True):
+        formats.write(one, file, dtype="fp16")
+    parts: dict[str, float] = {}
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        found = call()
+        synchronize(drawn.c.device)
+        parts[f"{name}_seconds"] = time.perf_counter() - began
+        return found
+
+    for files in (written[:STACKED], written[STACKED:]):
+        synchronize(drawn.c.device)
+        read = timed("read", lambda files=files: [formats.read(file, stored=True) for file in files])
+        timed("carry", lambda read=read: [stack._key(one) for one in read])
+        timed("stack", lambda read=read: stack.set([(one, 0.5) for one in read], mode=mode))
+        timed("look", look)
+        for _ in range(WARM):
+            look()
+    yield {"what": f"change, {mode} {STACKED}, new files", "seconds": sum(parts.values()), **parts}
 
 
 def _batched(drawn: Drawn, stack: Stack, rows: Rows) -> Iterator[dict[str, Any]]:
@@ -125,9 +159,48 @@ def _loop(drawn: Drawn, steps: int) -> float:
 
 def _picture(drawn: Drawn, speed: Speed, steps: int, rows: Rows, folder: Path) -> Iterator[dict[str, Any]]:
     """Whole pictures through the sampler, file included: the second of two, base and prompt warm."""
-    for name, stack in (("no LoRA", ()), (f"baked {len(rows)}", rows)):
+    moving: Rows = [(one, LoraWeight(name="x", weight=0.4, schedule=((0.0, 1.0), (1.0, 0.5)))) for one, _ in rows]
+    for name, stack in (("no LoRA", ()), (f"baked {len(rows)}", rows), (f"live {len(rows)}, moving over the steps", moving)):
         seconds = [drawn.picture(stack, speed, steps, folder / f"{speed}-{i}") for i in range(2)]
         yield {"what": f"picture of {steps} steps, {name}", "seconds": seconds[-1], "first_seconds": seconds[0]}
+
+
+def _cached(drawn: Drawn, speed: Speed, steps: int) -> Iterator[dict[str, Any]]:
+    """Looks with first-block caching, whole and short. What share of them is short is the picture's, which random weights do not tell."""
+    with running(drawn.c, lambda: "", speed, cache=1.0) as runner:
+        assert runner.cache is not None
+        for name, threshold in (("whole", 0.0), ("short", float("inf"))):
+            runner.cache.threshold = threshold
+            look = drawn.look()
+            for _ in range(WARM):
+                look()
+            before = runner.cache.short
+            seconds = _median(drawn, look)
+            yield {"what": f"look, first-block cache, {name}", "seconds": seconds, "short_looks": runner.cache.short - before, **runner.facts}
+        runner.cache.threshold = 0.1
+        found = drawn.loop(steps)
+        synchronize(drawn.c.device)
+        began = time.perf_counter()
+        again = drawn.loop(steps)
+        synchronize(drawn.c.device)
+        took = time.perf_counter() - began
+    with running(drawn.c, lambda: "", "eager", cache=0.1) as runner:
+        plain = drawn.loop(steps)
+    norm = plain.norm()
+    differences = {"difference_to_eager": float((found - plain).norm() / norm), "difference_to_itself": float((again - found).norm() / norm)}
+    yield {"what": f"loop of {steps}, first-block cache 0.1", "seconds": took, **differences, **runner.looks}
+
+
+def _served(drawn: Drawn, speed: Speed, steps: int, rows: Rows, folder: Path) -> Iterator[dict[str, Any]]:
+    """Orders of a picture and a LoRA each in one pass, against the same orders one by one: pictures with VAE, file and change of stack."""
+    each: list[Rows] = [[row] for row in rows]
+    for name in ("warm", "timed"):
+        began = time.perf_counter()
+        for i, one in enumerate(each):
+            drawn.picture(one, speed, steps, folder / f"{name}-{i}")
+        alone = time.perf_counter() - began
+        together = drawn.pictures(each, speed, steps, folder / f"{name}-together")
+    yield {"what": f"{len(each)} orders of a LoRA each in one pass", "seconds": together, "one_by_one_seconds": alone, "times": alone / together}
 
 
 def _median(drawn: Drawn, look: Callable[[], Any], looks: int = LOOKS) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from studio import families
 from studio.families.base import Components, Conditioning
+from studio.generation import running
 from studio.generation.schedulers import Schedule
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def denoise(
     """
     import torch
 
+    running.begin(c)
     latents = schedule.begin(noise, start)
     height, width = (side * pixels_per_latent(c) for side in noise.shape[-2:])
     sizes = torch.tensor([[height, width, 0, 0, height, width]], device=c.device).expand(len(latents), -1)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from studio import families
 from studio.config import GenerateConfig, build, resolve
@@ -93,9 +93,9 @@ class Going:
         if error:
             raise error
 
-    def finished(self, began: float) -> Finished:
-        """The last word. began: on the monotonic clock."""
-        result = {"images": self.made, "finished_early": len(self.made) < self.plan.config.count}
+    def finished(self, began: float, more: Mapping[str, Any]) -> Finished:
+        """The last word. began: on the monotonic clock. more: what else is told with it."""
+        result = {**more, "images": self.made, "finished_early": len(self.made) < self.plan.config.count}
         return Finished(step=len(self.made) * self.plan.steps, seconds=round(time.monotonic() - began, 3), result=result)
 
 

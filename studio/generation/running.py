@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from studio.families.base import Components
 from studio.generation import attention as kernels
+from studio.generation.caching import FirstBlock
 from studio.generation.graphs import Graphs
 
 Speed = Literal["auto", "eager", "graph", "compile"]
@@ -21,43 +22,95 @@ class Runner:
     how: Literal["eager", "graph", "compile"] = "eager"
     reason: str = ""
     graphs: Graphs | None = None
+    halves: dict[bool, Graphs] = field(default_factory=dict)  # of looks with the cache at work: short ones, and whole ones
+    first_block: FirstBlock | None = None
+    caching: bool = False  # whether it is at work
     compiled: bool = False
     attention: dict[Any, kernels.Choice] = field(default_factory=dict)  # by the shapes the denoiser is called with
 
     @property
     def facts(self) -> dict[str, Any]:
         """What is told with a job."""
-        refused = self.graphs.refused if self.graphs and self.how != "eager" else ""
+        refused = next((one.refused for one in self.all_graphs if one.refused), "") if self.how != "eager" else ""
         words = f"eager: {refused}" if refused else f"{self.how}: {self.reason}"
         fastest = [choice.order[0] for choice in self.attention.values() if choice.order]
-        return {"speed": words} | ({"attention": fastest[-1]} if fastest else {})
+        cached = {"first_block_cache": f"below {self.cache.threshold:g}"} if self.cache else {}
+        return {"speed": words} | ({"attention": fastest[-1]} if fastest else {}) | cached
+
+    @property
+    def cache(self) -> FirstBlock | None:
+        """First-block caching, while it is at work."""
+        return self.first_block if self.caching else None
+
+    @property
+    def all_graphs(self) -> list[Graphs]:
+        return [*([self.graphs] if self.graphs else []), *self.halves.values()]
+
+    @property
+    def looks(self) -> dict[str, Any]:
+        """What is told at the end: how many looks were whole and how many short, where there were such."""
+        return {"looks": {"whole": self.cache.whole, "short": self.cache.short}} if self.cache else {}
 
 
 @contextlib.contextmanager
-def running(c: Components, layout: Callable[[], str], speed: Speed) -> Iterator[Runner]:
-    """Meanwhile every call of the denoiser goes the fastest way that `speed` allows. layout: see `Stack.layout`."""
+def running(c: Components, layout: Callable[[], str], speed: Speed, cache: float = 0.0) -> Iterator[Runner]:
+    """Meanwhile every call of the denoiser goes the fastest way that `speed` allows.
+
+    layout: see `Stack.layout`. cache: threshold of first-block caching; 0 is none.
+    """
     runner: Runner = c.warm.setdefault(_WARM, Runner())
     runner.how, runner.reason = choose(c, speed)
+    if cache and runner.how == "compile":
+        runner.how, runner.reason = "graph", "blocks that heed first_block_cache are not compiled"
     _compile(c, runner)
-    if runner.how == "eager":
+    runner.caching = cache > 0
+    if runner.caching:
+        runner.first_block = runner.first_block or FirstBlock(c)
+        runner.first_block.threshold = cache
+    if runner.how == "eager" and runner.cache is None:
         yield runner
         return
-    import torch
-
     denoiser: Any = c.denoiser
     before, plain = vars(denoiser).get("forward"), denoiser.forward
-    if runner.graphs is None:
+    if runner.graphs is None and runner.how != "eager":
         runner.graphs = Graphs(plain)
+        runner.halves = {short: Graphs(plain) for short in (False, True)}
+    denoiser.forward = _forward(c, runner, plain, layout)
+    try:
+        with runner.cache.used() if runner.cache else contextlib.nullcontext():
+            yield runner
+    finally:
+        runner.caching = False
+        del denoiser.forward  # the class's own is back, or what somebody else had put there
+        if before is not None:
+            denoiser.forward = before
+
+
+def begin(c: Components) -> None:
+    """A new denoising begins: what was cached of the one before says nothing of it."""
+    runner: Runner | None = c.warm.get(_WARM)
+    if runner is not None and runner.cache is not None:
+        runner.cache.begin()
+
+
+def _forward(c: Components, runner: Runner, plain: Callable[..., Any], layout: Callable[[], str]) -> Callable[..., Any]:
+    """The denoiser's call, run as the runner says."""
+    import torch
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        assert runner.graphs is not None
         key = tuple(tuple(value.shape) for value in (*args, *kwargs.values()) if hasattr(value, "shape"))
+        if runner.how == "eager":
+            assert runner.cache is not None
+            return runner.cache.run(key, lambda short: plain(*args, **kwargs))
         if key not in runner.attention:
             with torch.compiler.set_stance("force_eager"):
-                _, shapes = kernels.seen(lambda: plain(*args, **kwargs))
-            # That look is not used: its kernels round otherwise, and the first picture is to be what every later one is, bit for bit.
+                result, shapes = kernels.seen(lambda: runner.cache.run(key, lambda short: plain(*args, **kwargs)) if runner.cache else plain(*args, **kwargs))
             runner.attention[key] = kernels.fastest(shapes, c.device, c.dtype)
+            return result
         with runner.attention[key].used():
+            if runner.cache is not None:
+                return runner.cache.run(key, lambda short: runner.halves[short].run(layout(), c.device, *args, **kwargs))
+            assert runner.graphs is not None
             try:
                 return runner.graphs.run(layout(), c.device, *args, **kwargs)
             except RuntimeError as error:
@@ -67,13 +120,7 @@ def running(c: Components, layout: Callable[[], str], speed: Speed) -> Iterator[
                 _compile(c, runner)
                 return runner.graphs.run(layout(), c.device, *args, **kwargs)
 
-    denoiser.forward = forward
-    try:
-        yield runner
-    finally:
-        del denoiser.forward  # the class's own is back, or what somebody else had put there
-        if before is not None:
-            denoiser.forward = before
+    return forward
 
 
 def choose(c: Components, speed: Speed) -> tuple[Literal["eager", "graph", "compile"], str]:
@@ -94,8 +141,8 @@ def release(c: Components) -> None:
     runner: Runner | None = c.warm.pop(_WARM, None)
     if runner is not None:
         runner.how = "eager"
-        if runner.graphs:
-            runner.graphs.clear()
+        for graphs in runner.all_graphs:
+            graphs.clear()
         _compile(c, runner)
 
 
@@ -106,8 +153,8 @@ def _compile(c: Components, runner: Runner) -> None:
     wanted = runner.how == "compile"
     if wanted == runner.compiled:
         return
-    if runner.graphs:
-        runner.graphs.clear()
+    for graphs in runner.all_graphs:
+        graphs.clear()
     for block in _blocks(c):
         if wanted:
             block.compile(dynamic=False)

@@ -66,7 +66,7 @@ def generate(
         yield Warned(message=message)
     tiled = decoding.facts(c, [one.size for one in modes.passes(c, config).all])
     previews = Previews(c, folder, config.live_preview)
-    with running(c, lambda: applied.layout, config.speed) as runner:
+    with running(c, lambda: applied.layout, config.speed, config.first_block_cache) as runner:
         told = {**facts(c), **stack_facts(report), **tiled, **runner.facts}
         yield Started(total=going.total, settings=config.model_dump(mode="json"), facts=told)
         for group in together.groups(config):
@@ -78,7 +78,8 @@ def generate(
             yield from _steps(drawing, group.start * plan.steps, going.total, previews, going.check)
             for index, one, picture in zip(group, ones, drawing.result, strict=True):
                 yield going.keep(picture, index, one)
-    yield going.finished(began)
+        looks = runner.looks
+    yield going.finished(began, looks)
 
 
 def stack_on(c: Components) -> Stack:

@@ -98,7 +98,7 @@ def _pass(c: Components, going: dict[int, Going]) -> Iterator[Said]:
     of = [going[one.number].order for one in shown]
     report = applied.set_each([order.stack for order in of], [order.names for order in of], config.stack_mode)
     tiled = decoding.facts(c, [one.size for one in modes.passes(c, config).all])
-    with running(c, lambda: applied.layout, config.speed) as runner:
+    with running(c, lambda: applied.layout, config.speed, config.first_block_cache) as runner:
         common = {**sampler.facts(c), **tiled, **runner.facts, "at_once": f"{len(shown)} pictures"}
         row = 0
         for number, own in going.items():
@@ -111,7 +111,7 @@ def _pass(c: Components, going: dict[int, Going]) -> Iterator[Said]:
         with contextlib.closing(drawing.__iter__()) as steps:
             yield from _steps(c, steps, shown, going)
         if going:
-            yield from _kept(c, drawing.result, shown, going, began)
+            yield from _kept(c, drawing.result, shown, going, lambda own: own.finished(began, runner.looks))
 
 
 def _steps(c: Components, steps: Iterator[Done], shown: Sequence[_Shown], going: dict[int, Going]) -> Iterator[Said]:
@@ -142,7 +142,7 @@ def _steps(c: Components, steps: Iterator[Done], shown: Sequence[_Shown], going:
             return
 
 
-def _kept(c: Components, latents: "Tensor", shown: Sequence[_Shown], going: dict[int, Going], began: float) -> Iterator[Said]:
+def _kept(c: Components, latents: "Tensor", shown: Sequence[_Shown], going: dict[int, Going], end: Callable[[Going], Event]) -> Iterator[Said]:
     """Every order's pictures, decoded and written, and its last word."""
     import torch
 
@@ -154,7 +154,7 @@ def _kept(c: Components, latents: "Tensor", shown: Sequence[_Shown], going: dict
                     with torch.no_grad():
                         picture = together.decoded(c, latents, image)
                     yield number, own.keep(picture, one.index, one.one)
-            last: Event | Exception = own.finished(began)
+            last: Event | Exception = end(own)
         except Exception as error:  # handed on as the order's end; its mates' pictures are their own
             last = error
         del going[number]

@@ -84,6 +84,7 @@ LABELS = {
     "variation_strength": "Variation",
     "format": "File format",
     "live_preview": "Preview every",
+    "first_block_cache": "First-block cache",
 }
 LINES = {"prompt": 4, "negative_prompt": 2, "sample_prompts": 3, "word_init": 2, "block_ranks": 2, "block_alphas": 2, "block_rates": 2}
 WIDE = frozenset(

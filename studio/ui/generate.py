@@ -19,7 +19,7 @@ FOLDS: dict[str, tuple[str, ...]] = {
     "Larger": tuple(Enlarging.model_fields),
     "Variation": ("variation_seed", "variation_strength"),
     "Advanced": (
-        *("sampler", "guidance_rescale", "true_cfg", "batch", "stack_mode", "speed"),
+        *("sampler", "guidance_rescale", "true_cfg", "batch", "stack_mode", "speed", "first_block_cache"),
         *("format", "quality", "live_preview", "precision", "vae", "encoders"),
     ),
 }

@@ -22,3 +22,10 @@ class Running(Settings):
     speed: Literal["auto", "eager", "graph", "compile"] = Field(
         default="auto", description="How the denoiser runs: graph replays it as one CUDA graph, compile makes kernels of its own first, which takes a minute"
     )
+    first_block_cache: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Look at the whole denoiser only when its first block has changed by this share since the last time: faster, and a little different; "
+        "0 is off, 0.1 is careful",
+    )
