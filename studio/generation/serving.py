@@ -102,7 +102,8 @@ def _pass(c: Components, going: dict[int, Going]) -> Iterator[Said]:
         common = {**sampler.facts(c), **tiled, **runner.facts, "at_once": f"{len(shown)} pictures"}
         row = 0
         for number, own in going.items():
-            mine = StackReport(report.rows[row : row + len(own.order.stack)], tuple(own.order.names), report.baked, report.live, report.reason)
+            told = tuple(line for line in report.told if any(name in line for name in own.order.names))
+            mine = StackReport(report.rows[row : row + len(own.order.stack)], tuple(own.order.names), report.baked, report.live, report.reason, told)
             row += len(own.order.stack) * own.plan.config.count
             for message in (*own.plan.warnings, *mine.warnings):
                 yield number, Warned(message=message)
