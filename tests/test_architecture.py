@@ -18,7 +18,7 @@ FILES = sorted(STUDIO.rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
 WORDS = {"config", "events", "errors", "container", "killpoints", "metadata"}
-MODELS = WORDS | {"families", "lora", "data"}
+MODELS = WORDS | {"families", "lora", "data", "footprint"}
 ENGINES = {"training", "generation", "evaluation", "bench"}
 # Room -> rooms it may import. A front end sees the use cases and the shared words, and starts its neighbours.
 ARROWS = {
@@ -29,6 +29,7 @@ ARROWS = {
     "killpoints": set[str](),
     "metadata": {"errors", "container"},
     "families": WORDS,
+    "footprint": WORDS | {"families"},
     "lora": WORDS | {"families"},
     "data": WORDS | {"families"},
     "training": MODELS,

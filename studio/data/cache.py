@@ -68,13 +68,14 @@ class Want:
 
 @dataclass
 class Cache:
-    """Cached encodings of one base. `dtype` is that of the text encoders; latents are always fp32."""
+    """Cached encodings of one base. `dtype` is that of the text encoders; latents are always fp32. apart: parts too large for the device, which the CPU takes."""
 
     folder: Path
     base: Base
     family: Family
     dtype: "torch.dtype"
     device: "torch.device"
+    apart: frozenset[str] = frozenset()
     _identities: dict[str, str] = field(default_factory=dict, repr=False)
     _resident: "dict[str, dict[str, Tensor]]" = field(default_factory=dict, repr=False)
     _resident_bytes: int = 0
@@ -101,11 +102,13 @@ class Cache:
             yield Loading(phase="Reading masks", done=done, total=len(missing))
 
     def _fill(self, part: Part, phase: str, wants: Mapping[str, Want], encode: "Callable[[Components, Want], dict[str, Tensor]]") -> Iterator[Event]:
+        import torch
+
         missing = {key: want for key, want in wants.items() if not _valid(self._path(key))}
         if not missing:
             return
         yield Loading(phase=phase, done=0, total=len(missing))
-        components = self.family.load(self.base, [part], self.dtype, self.device)
+        components = self.family.load(self.base, [part], self.dtype, torch.device("cpu") if part in self.apart else self.device)
         try:
             for done, (key, want) in enumerate(missing.items(), start=1):
                 _write(self._path(key), encode(components, want))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from studio.families.anatomy import Measures
 from studio.families.layout import Section
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ class Family(Protocol):
 
     def markers(self, base: Base) -> tuple[str, ...]:
         """Empty tensors by which a single file says of this base what its shapes cannot."""
+        ...
+
+    def measures(self, base: Base, height: int, width: int) -> Measures:
+        """What the base is made of and what passes through it for one picture of that size in pixels, by its configs alone; without torch."""
         ...
 
     def load(self, base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> Components:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.families import checkpoints, prompts, words
+from studio.families import anatomy, checkpoints, flux_anatomy, prompts, words
 from studio.families import parts as shared
 from studio.families.base import Base, Components, Conditioning, Facts, Part, Passage
 from studio.families.layout import Section, prefixed
@@ -109,6 +109,13 @@ class Flux:
     def markers(self, base: Base) -> tuple[str, ...]:
         return ()
 
+    def measures(self, base: Base, height: int, width: int) -> anatomy.Measures:
+        configs, tokens = shared.configs_of(base, CONFIG), text_tokens(base)
+        net = flux_anatomy.anatomy(shared.read_json(configs / "transformer" / "config.json"), tokens, height // 8, width // 8)
+        clip = anatomy.clip(shared.read_json(configs / "text_encoder" / "config.json"), "text_encoder", projected=False)
+        t5 = anatomy.t5(shared.read_json(configs / "text_encoder_2" / "config.json"), "text_encoder_2", tokens)
+        return anatomy.Measures(net, (clip, t5), *anatomy.vae(shared.read_json(configs / "vae" / "config.json"), height, width))
+
     def load(self, base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> Components:
         """Transformer and CLIP in `dtype`, T5 too but never in fp16, the VAE in fp32."""
         found = _read_file(base, parts, dtype) if base.kind == "file" else read_folder(base.path, base.vae, parts, dtype, device)
@@ -205,7 +212,7 @@ def _habits(guided: bool) -> dict[str, Any]:
 def _read_file(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dict[str, Any]:
     from studio.families import single
 
-    return single.load_flux(base, parts, dtype, single.configs_of(base, CONFIG))
+    return single.load_flux(base, parts, dtype, shared.configs_of(base, CONFIG))
 
 
 def read_folder(folder: Path, vae: Path | None, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> dict[str, Any]:

@@ -30,7 +30,7 @@ class _Net:
         for tensor in ("q", "k", "v", "out", "scaled"):
             made.tensor(tensor, n)
         for side, rows in (("", self.image), ("_context", self.text)):
-            for tensor in ("x", "normed", "modulated", "q_plain", "k_plain", "attended", "x2", "normed2", "modulated2", "given"):
+            for tensor in ("x", "normed", "modulated", "q_plain", "k_plain", "v_plain", "attended", "x2", "normed2", "modulated2", "given"):
                 made.tensor(f"{tensor}{side}", width * rows)
             for tensor in ("inner", "active"):
                 made.tensor(f"{tensor}{side}", MLP * width * rows)
@@ -49,7 +49,8 @@ class _Net:
             made.linear(f"ff{side}.net.0.proj", width, MLP * width, rows, f"modulated2{side}")
             made.linear(f"ff{side}.net.2", MLP * width, width, rows, f"active{side}")
         kept = " ".join(f"x{side} q_plain{side} k_plain{side} x2{side} inner{side}" for side in ("", "_context")) + " q k v out"
-        return made.unit(kept, kept, given=n, block=name)
+        # Recorded steps make q, k and v by one product, of which v is copied beside the text's
+        return made.unit(kept, f"{kept} v_plain v_plain_context", given=n, block=name)
 
     def single(self, number: int) -> Unit:
         name, width = f"single_transformer_blocks.{number}", self.width

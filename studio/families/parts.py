@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from torch import Tensor, nn
 
+    from studio.families.base import Base
+
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -26,6 +28,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BaseError(f"{path}: is not a JSON object; download the model again")
     return value
+
+
+def configs_of(base: "Base", usual: Path) -> Path:
+    """The folder with the configs of all parts of a base: its own, or for a single file the one that its habits name, else the usual."""
+    from studio.families.sources import BUILTIN
+
+    if base.path.is_dir():
+        return base.path
+    name = base.habits.get("architecture")
+    return BUILTIN / name if name else usual
 
 
 def freeze(model: Any, device: "torch.device") -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from studio.families import checkpoints, prompts, words
+from studio.families import anatomy, checkpoints, prompts, sdxl_anatomy, words
 from studio.families import parts as shared
 from studio.families.base import Base, Components, Conditioning, Facts, Part, Passage
 from studio.families.layout import Section, prefixed
@@ -114,6 +114,13 @@ class Sdxl:
         stated = (config.get("prediction_type") == "v_prediction", bool(config.get("rescale_betas_zero_snr")))
         return tuple(name for name, there in zip(checkpoints.MARKERS, stated, strict=True) if there)
 
+    def measures(self, base: Base, height: int, width: int) -> anatomy.Measures:
+        configs = shared.configs_of(base, CONFIG)
+        net = sdxl_anatomy.anatomy(shared.read_json(configs / "unet" / "config.json"), TOKENS, height // 8, width // 8)
+        first, second = (shared.read_json(configs / name / "config.json") for name in FACTS.text_encoders)
+        text = (anatomy.clip(first, "text_encoder", projected=False), anatomy.clip(second, "text_encoder_2", projected=True))
+        return anatomy.Measures(net, text, *anatomy.vae(shared.read_json(configs / "vae" / "config.json"), height, width))
+
     def load(self, base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> Components:
         """Text encoders and U-Net in `dtype`, the VAE in fp32."""
         found = _read_file(base, parts, dtype) if base.kind == "file" else _read_folder(base, parts, dtype, device)
@@ -189,7 +196,7 @@ def _silent(found: Conditioning, captions: Sequence[str]) -> Conditioning:
 def _read_file(base: Base, parts: Sequence[Part], dtype: "torch.dtype") -> dict[str, Any]:
     from studio.families import single
 
-    return single.load_sdxl(base, parts, dtype, single.configs_of(base, CONFIG))
+    return single.load_sdxl(base, parts, dtype, shared.configs_of(base, CONFIG))
 
 
 def _read_folder(base: Base, parts: Sequence[Part], dtype: "torch.dtype", device: "torch.device") -> dict[str, Any]:

@@ -43,14 +43,6 @@ def opened(path: Path) -> Iterator[Tensors]:
         raise BaseError(f"{path.name}: cannot be read ({error}); copy or download it again") from None
 
 
-def configs_of(base: Base, usual: Path) -> Path:
-    """The folder with sizes, scheduler and tokenizers of a file: the one that the base's habits name among those that ship, else the usual."""
-    from studio.families.sources import BUILTIN
-
-    name = base.habits.get("architecture")
-    return BUILTIN / name if name else usual
-
-
 def load_sdxl(base: Base, parts: Sequence[Part], dtype: "torch.dtype", configs: Path = shared.CONFIGS / "sdxl") -> dict[str, Any]:
     """The named parts of an SDXL checkpoint by their names in the pipeline."""
     from diffusers import UNet2DConditionModel

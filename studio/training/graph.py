@@ -54,16 +54,17 @@ class Recorded:
 class Engine:
     """Takes the steps of a Stepper whose adapter is fused. With `record` off it computes the same without graphs, on any device.
 
-    spares: where memory runs out while a step is recorded, activations are recomputed for a larger share of the blocks, and it is recorded anew.
+    spared: share of the blocks whose activations are recomputed; where memory runs out while a step is recorded it is raised, and the step
+    recorded anew. At 1 nothing more can be spared.
     ring: brings blocks of the base that wait in main memory; a recorded step brings them itself.
     """
 
-    def __init__(self, stepper: Stepper, *, record: bool = True, spares: bool = False, ring: Ring | None = None):
+    def __init__(self, stepper: Stepper, *, record: bool = True, spared: float = 1.0, ring: Ring | None = None):
         self.stepper, self.weights, self.optimizer = stepper, stepper.weights, stepper.optimizer
         stepper.objective = _placed(stepper.objective, stepper.components.device)
         self.max_norm, self.device = stepper.max_norm, stepper.components.device
         self.record, self.trouble, self.ring = record, "", ring
-        self.shares = list(SHARES) if spares else []
+        self.shares = [share for share in SHARES if share > spared]
         self.notes: list[str] = []
         self.total, self.figures = torch.zeros((), device=self.device), torch.zeros(3, device=self.device)
         self.pictures = torch.ones((), device=self.device)

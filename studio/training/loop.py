@@ -49,7 +49,7 @@ def train(
     for message in start.told:
         yield Warned(message=message)
 
-    store = Cache(cache, base, family, start.dtype, where)
+    store = Cache(cache, base, family, start.dtype, where, start.memory.way.apart)
     team = teams.current()
     if team.main:
         for event in store.fill(made.everything()):
@@ -58,7 +58,7 @@ def train(
     wishes.requests = team.hear(own, where)
 
     yield Loading(phase=f"Loading {base.title or base.name}")
-    run = Run(made, family, store, folder, start.origin)
+    run = Run(made, family, store, folder, start.origin, start.memory)
     try:
         preflight.memory(base, store.dtype, where, made.config.base_format, made.config.block_offload or 0.0)
         run.begin(start.resumed)

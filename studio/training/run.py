@@ -15,6 +15,7 @@ from studio.data.cache import Cache, Want, release
 from studio.errors import RunError
 from studio.events import Checkpoint, Validation
 from studio.families.base import Components, Family
+from studio.footprint.choice import Choice
 from studio.killpoints import reached
 from studio.lora import attach
 from studio.training import carried, checkpoint, newwords, objective, optim, placing
@@ -35,7 +36,6 @@ from studio.training.taken import Ahead, Known, Taken
 from studio.training.validation import Watch, evaluating, measure
 
 MAX_SKIPPED = 10  # steps in a row whose loss is not finite
-FULL_SIZE = 10**9  # parameters of a denoiser from which activations are recomputed unless the settings say otherwise
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Run:
     store: Cache
     folder: Path
     origin: Mapping[str, Any]
+    memory: Choice
     step: int = 0
     skipped: int = 0
     in_a_row: int = 0
@@ -65,6 +66,8 @@ class Run:
     speed: Speed = field(init=False)
     fast: Fast | None = None
     engine: Engine | None = None  # takes the steps instead of the stepper where they can be recorded
+    recomputed: float = 0.0  # share of the blocks whose activations are made again
+    pace: budget.Pace = field(default_factory=budget.Pace)
     ahead: deque[Ahead] = field(default_factory=deque)  # steps that were taken and whose figures nobody has read yet
     launched: float = 0.0
 
@@ -72,6 +75,7 @@ class Run:
         """Load the denoiser, attach the adapter, and put both where they stood or where `start_from` says."""
         config, store = self.plan.config, self.store
         checkpoint.sweep(self.folder / "checkpoints")
+        budget.begin(store.device)
         self.placed = placing.load(self.family, store, config)
         self.components = c = self.placed.components
         reached("load")
@@ -89,9 +93,7 @@ class Run:
         for part in (c.facts.denoiser, *self.attached.encoders):
             c.parts[part].train()
         self.speed = choose(self.attached, config, steps=self.plan.steps, shapes=len({one.crop.bucket for one in self.plan.shown}))
-        spares = config.gradient_checkpointing is None and self.speed.mode != "eager"  # a recorded step finds out what it needs
-        if config.gradient_checkpointing or (config.gradient_checkpointing is None and not spares and self.placed.parameters >= FULL_SIZE):
-            recompute(c.denoiser, 1.0)
+        self._recompute(self.memory.way.recomputed)
         self.fast = prepare(self.attached, self.speed, fp8=config.fp8_products)
         self.placed.wait()
         goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config)  # type: ignore[arg-type]
@@ -107,7 +109,8 @@ class Run:
             self.carried["validation"] = self.watch = Watch()
         if resumed:
             self._restore(resumed)
-        self.engine = Engine(stepper, spares=spares, ring=self.placed.ring) if self.fast else None
+        spares = config.gradient_checkpointing is None  # a recorded step that does not fit after all finds out what it needs
+        self.engine = Engine(stepper, spared=self.recomputed if spares else 1.0, ring=self.placed.ring) if self.fast else None
 
     def _restore(self, resumed: Path) -> None:
         state = checkpoint.state(resumed)
@@ -133,7 +136,7 @@ class Run:
         if self.attached.words and config.word_stop and self.step >= config.word_stop:
             self.attached.words.leave()
         while (loss := self._accumulated(numbers, pictures)) is None:
-            self._halve()
+            self._lessen()
         loss = teams.current().sum(loss, self.stepper.weights.exact)
         if not self.checked and not self.plan.only_prior(numbers):
             still = self.stepper.check_gradients()
@@ -176,19 +179,33 @@ class Run:
             taker = self.engine or self.stepper
             return taker.accumulate((micro for number in numbers for micro in self._micros(number)), pictures)
         except torch.OutOfMemoryError:
-            if self.step == 0 or self._at_once() == 1:
+            if not self._spares and (self.step == 0 or self._at_once() == 1):
                 raise
         return None
 
     def _at_once(self) -> int:
         return self.micro or self.plan.config.batch_size or 1
 
-    def _halve(self) -> None:
-        """Fewer pictures at once; the step is done anew with the same draws, so that its gradient stays the same sum."""
+    def _recompute(self, share: float) -> None:
+        if share:
+            recompute(self.components.denoiser, share)
+        self.recomputed = share
+
+    @property
+    def _spares(self) -> bool:
+        """Whether activations may be recomputed that are kept so far; recorded steps see to it themselves."""
+        return self.engine is None and self.recomputed < 1 and self.plan.config.gradient_checkpointing is None
+
+    def _lessen(self) -> None:
+        """Recompute activations, or else take fewer pictures at once; the step is done anew with the same draws: its gradient stays the same sum."""
         if self.engine:
             self.engine.forget()
         self.stepper.weights.clear()
         release(self.store.device)
+        if self._spares:
+            self._recompute(1.0)
+            self.notes.append(f"step {self.step + 1}: memory ran out; activations are recomputed from here on, which takes longer and changes no result")
+            return
         self.micro = self._at_once() // 2
         told = f"{self.micro} at a time" if self.micro > 1 else "one by one"
         self.notes.append(f"step {self.step + 1}: memory ran out; pictures of a batch go {told} from here on, which takes longer and changes no result")
@@ -311,6 +328,7 @@ class Run:
             "precision": str(c.dtype).removeprefix("torch."),
             "base_format": config.base_format if placing.reduced(config) else "full",
             "block_offload": config.block_offload or 0.0,
+            **self.memory.facts(),
             "resumed": self.step > 0,
             "saved_weights": f"moving average, decay {config.ema_decay:g}" if config.ema_decay else "as trained",
             **({"held_out": len(plan.held)} if plan.held else {}),
@@ -326,9 +344,7 @@ class Run:
         found: dict[str, Any] = {"checkpoint": given.relative_to(self.folder).as_posix(), "skipped": self.skipped, "finished_early": early}
         if self.watch:
             found |= {"best_step": self.watch.best_step, "best_loss": self.watch.best_loss, "stopped_early": self.exhausted}
-        if self.components.device.type == "cuda":
-            found["peak_vram_bytes"] = torch.cuda.max_memory_allocated(self.components.device)
-        return found
+        return found | budget.taken(self.memory, self.components.device)
 
     def close(self) -> None:
         """Let go of the models, so that the next job finds the memory free."""

@@ -1,7 +1,7 @@
 """Where a run begins: at nothing, at a LoRA's weights, or at the last whole checkpoint of itself."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from studio.config import TrainConfig
 from studio.data.images import ImageSet
 from studio.families.base import Base, Facts
 from studio.families.devices import resolve_dtype
-from studio.training import checkpoint, lineage
+from studio.footprint.choice import Choice
+from studio.training import budget, checkpoint, lineage
 from studio.training.plan import Plan, plan, resumable
 
 
@@ -22,6 +23,7 @@ class Start:
     dtype: torch.dtype  # of the frozen base
     resumed: Path | None  # the checkpoint it goes on from
     told: tuple[str, ...]  # what to know about it
+    memory: Choice  # how it is to fit the device
 
 
 def settle(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, device: torch.device) -> Start:
@@ -29,6 +31,9 @@ def settle(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, devi
     wanted = resumable(config)
     stored, wrong = checkpoint.usable(wanted) if wanted else (None, [])
     state = checkpoint.state(stored.path) if stored else None
+    kept = _format_of(state)
+    if kept and config.base_format == "auto":
+        config = config.model_copy(update={"base_format": kept})
     made = plan(config, base, facts, images, state)
     dtype = resolve_dtype(made.config.precision, device)
     origin = lineage.origin(base, facts.name, dtype, device)
@@ -40,4 +45,11 @@ def settle(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, devi
         told += lineage.notes(origin, state)
     elif source is not None and checkpoint.is_checkpoint(source.parent):
         told.append(lineage.forked(made, origin, checkpoint.state(source.parent)))
-    return Start(made, origin, dtype, stored.path if stored else None, tuple(told))
+    chosen = budget.settle(made, base, device, "full" if kept == "auto" else None)
+    made = replace(made, config=chosen.applied(made.config))
+    return Start(made, origin, dtype, stored.path if stored else None, (*told, *chosen.notes), chosen)
+
+
+def _format_of(state: checkpoint.State | None) -> str | None:
+    """Number format of the base as the run that goes on had it, `auto` being the full one; None for a new run."""
+    return None if state is None else str(state.settings.get("base_format", "auto"))

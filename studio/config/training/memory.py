@@ -13,13 +13,16 @@ class Memory(Settings):
     TITLE: ClassVar[str] = "Memory and devices"
 
     gradient_checkpointing: bool | None = Field(
-        default=None, description="Recompute activations to save memory; empty: for full-size bases, and in recorded steps only as far as memory asks for it"
+        default=None, description="Recompute activations to save memory; empty: as far as memory asks for it"
     )
     base_format: BaseFormat = Field(
-        default="auto", description="Bits of the frozen base: int8 and fp8 halve its memory, nf4 takes a quarter and rounds more; auto is full"
+        default="auto", description="Bits of the frozen base: int8 and fp8 halve its memory, nf4 takes a quarter and rounds more; auto is full where that fits"
     )
     block_offload: float | None = Field(
         default=None, ge=0, le=1, description="Share of the base's blocks that wait in main memory and come when they are needed; empty: as memory asks for it"
+    )
+    memory_budget: float | None = Field(
+        default=None, ge=1, le=1000, description="GPU memory the run may take, in GB (thousand million bytes); empty: what is free on the card"
     )
     speed: Literal["auto", "eager", "graph", "compile"] = Field(
         default="auto", description="graph records the whole step once and replays it, compile also compiles its blocks (NVIDIA only); auto chooses"
