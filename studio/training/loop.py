@@ -15,11 +15,11 @@ from studio.data.images import ImageSet
 from studio.errors import Cancelled, Interrupted, RunError
 from studio.events import Event, Finished, Loading, Started, Step, Warned
 from studio.families.base import Base
-from studio.training import preflight
+from studio.training import budget, preflight
 from studio.training import team as teams
 from studio.training.previews import Preview, Previewer
 from studio.training.run import Run
-from studio.training.start import settle
+from studio.training.start import Start, settle
 
 __all__ = ["Preview", "Requests", "train"]
 
@@ -40,17 +40,19 @@ def train(
     RunError if training cannot go on; checkpoints on disk are kept in every case.
     """
     began = time.monotonic()
-    family = families.get(base.family)
     where = _device(device)
+    family = families.get(base.family)
     start = settle(config, base, family.facts, images, where)
-    made = start.plan
-    own = Own(requests)
-    wishes = Wishes(own)
     for message in start.told:
         yield Warned(message=message)
-
     store = Cache(cache, base, family, start.dtype, where, start.memory.way.apart)
-    team = teams.current()
+    with budget.capped(config, where, start.memory):
+        yield from _trained(start, store, folder, Own(requests), preview, began)
+
+
+def _trained(start: Start, store: Cache, folder: Path, own: "Own", preview: Preview | None, began: float) -> Iterator[Event]:
+    made, base, where = start.plan, store.base, store.device
+    wishes, team = Wishes(own), teams.current()
     if team.main:
         for event in store.fill(made.everything()):
             yield event
@@ -58,12 +60,12 @@ def train(
     wishes.requests = team.hear(own, where)
 
     yield Loading(phase=f"Loading {base.title or base.name}")
-    run = Run(made, family, store, folder, start.origin, start.memory)
+    run = Run(made, store.family, store, folder, start.origin, start.memory)
     try:
         preflight.memory(base, store.dtype, where, made.config.base_format, made.config.block_offload or 0.0)
         run.begin(start.resumed)
         preflight.disk(folder, run.parameters, made.config.model_copy(update={"steps": made.steps}), run.step)
-        previewer = Previewer(preview, family, run.components, folder, run.shown)
+        previewer = Previewer(preview, store.family, run.components, folder, run.shown)
         yield Started(step=run.step, total=made.steps, settings=run.settings(), facts=run.facts())
         if team.main and run.step == 0 and run.looks():
             yield run.validate()
@@ -104,7 +106,10 @@ def _ended(run: Run, total: int, began: float) -> Iterator[Event]:
         yield Warned(message=run.verdict)
     if run.saved is None or run.saved.step != run.step:
         yield run.save()
-    yield Finished(step=run.step, seconds=round(time.monotonic() - began, 3), result=run.result(early=run.step < total))
+    result = run.result(early=run.step < total)
+    if more := budget.differs(result):
+        yield Warned(message=more)
+    yield Finished(step=run.step, seconds=round(time.monotonic() - began, 3), result=result)
 
 
 @dataclass
@@ -161,6 +166,8 @@ def _told(run: Run, *, everything: bool) -> Iterator[Event]:
         outcome, total = taken.outcome, run.plan.steps
         norm, seconds = outcome.gradient_norm, round(taken.seconds, 4)
         yield Step(step=taken.step, total=total, loss=outcome.loss, learning_rate=taken.rate, gradient_norm=norm, seconds=seconds)
+        if run.store.device.type == "cuda" and (slower := run.pace.seen(taken.seconds)):
+            yield Warned(message=slower)
         if not outcome.applied:
             yield Warned(message=f"step {taken.step}: the loss is not finite; step skipped ({run.skipped} so far)")
 

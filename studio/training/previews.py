@@ -29,20 +29,26 @@ class Previewer:
         """The samples of a step. One that fails becomes a warning: a picture is no reason to lose a run."""
         if self.preview is None:
             return
-        with self.weights(), self._lent():
-            samples = iter(self.preview(self.components, step, self.folder))
-            while True:
-                try:
-                    sample = next(samples, None)
-                except Cancelled:
-                    raise
-                except StudioError as error:
-                    yield Warned(message=f"no preview at step {step}: {error}")
-                    return
-                if sample is None:
-                    return
-                reached("sample")
-                yield sample
+        try:
+            with self.weights(), self._lent():
+                yield from self._drawn(self.preview, step)
+        except torch.OutOfMemoryError:
+            yield Warned(message=f"no preview at step {step}: the device has too little memory for it beside the training; draw with the checkpoint afterwards")
+
+    def _drawn(self, preview: Preview, step: int) -> Iterator[Event]:
+        samples = iter(preview(self.components, step, self.folder))
+        while True:
+            try:
+                sample = next(samples, None)
+            except Cancelled:
+                raise
+            except StudioError as error:
+                yield Warned(message=f"no preview at step {step}: {error}")
+                return
+            if sample is None:
+                return
+            reached("sample")
+            yield sample
 
     @contextmanager
     def _lent(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from studio.families.base import Components, Family
 from studio.footprint.choice import Choice
 from studio.killpoints import reached
 from studio.lora import attach
-from studio.training import carried, checkpoint, newwords, objective, optim, placing
+from studio.training import budget, carried, checkpoint, newwords, objective, optim, placing
 from studio.training import team as teams
 from studio.training.average import Average
 from studio.training.carried import Carried, Memory
