@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from studio.bench import floor, generation, report, subjects, training
+from studio.bench import floor, generation, memory, report, subjects, training
 from studio.bench.cases import Case, Spec
 from studio.bench.floor import number_format
 from studio.bench.subjects import Subject
@@ -40,8 +40,9 @@ def main(arguments: list[str]) -> int:
         return error.exit_code
     if not as_json:
         drawn = [row for row in rows if row["task"] == "generate"]
-        trained = [row for row in rows if row["task"] != "generate"]
-        tables = [json.dumps(report.machine(torch.device(_device()))), report.table(trained) if trained else "", generation.text(drawn)]
+        trained = [row for row in rows if row["task"] == "train"]
+        told = json.dumps(report.machine(torch.device(_device())))
+        tables = [told, report.table(trained) if trained else "", generation.text(drawn), memory.text([row for row in rows if row["task"] == "memory"])]
         sys.stdout.write("\n\n".join(table for table in tables if table) + "\n")
     return 3 if any("error" in row for row in rows) else 0
 
@@ -50,6 +51,10 @@ def measured(spec: Spec, out: Path | None, device: torch.device) -> Iterator[dic
     """Every row of the table, those that `out` holds already as they stand there."""
     if "generate" in spec.tasks:
         for row in generation.table(spec, out, device):
+            report.keep(out, row)
+            yield row
+    if "memory" in spec.tasks:
+        for row in memory.table(spec, out, device):
             report.keep(out, row)
             yield row
     found = report.finished(out)
@@ -89,7 +94,7 @@ def _row(case: Case, subject: Subject, spec: Spec, ceilings: floor.Card, flops: 
 
 
 def _told(row: dict[str, Any]) -> str:
-    if row["task"] == "generate":
+    if row["task"] in ("generate", "memory"):
         return f"{row['key']}: {row.get('error') or format(row['seconds'], '.4f') + ' s'}"
     figure = row.get("error") or f"{row['seconds']:.4f} s a step, {row['pictures_per_second']:.2f} pictures/s"
     return f"{row['key']}: {figure}"

@@ -8,7 +8,7 @@ from typing import Any
 from studio.errors import SettingsError
 
 REFERENCES = ("plain", "plain-checkpointed")  # a training loop without the studio's machinery
-TASKS = ("train", "generate")
+TASKS = ("train", "generate", "memory")
 MODES = (*REFERENCES, "eager", "graph", "compile", "fp8", "auto", "run")  # run: `auto` in a whole run, with all that belongs to one
 
 
@@ -41,6 +41,7 @@ class Spec:
     weights: str
     steps: int
     rank: int = 16
+    budgets: tuple[float, ...] = (0.0,)  # of whole runs within so many GB; 0 is all there is
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Spec":

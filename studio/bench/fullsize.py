@@ -81,13 +81,13 @@ def _random_model(library: str, kind: str, config: dict[str, Any], target: Path)
     model.save_pretrained(target, safe_serialization=True)
 
 
-def noise_pictures(folder: Path, n: int, side: int) -> Path:
-    """A set of smooth random pictures with captions."""
+def noise_pictures(folder: Path, n: int, side: int, height: int = 0) -> Path:
+    """A set of smooth random pictures with captions, square unless they have a height of their own."""
     folder.mkdir(parents=True)
     draw = numpy.random.default_rng(0)
     for i in range(n):
         small = Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=numpy.uint8))
-        small.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
+        small.resize((side, height or side), Image.Resampling.BICUBIC).save(folder / f"{i:02}.png")
         (folder / f"{i:02}.txt").write_text(f"a picture of thing number {i}")
     return folder
 

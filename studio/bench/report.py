@@ -78,9 +78,14 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows in columns, for people."""
-    cells = [list(COLUMNS), *([_cell(row.get(field)) for field in COLUMNS.values()] for row in compared(rows))]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+    """Rows of steps, for people."""
+    return columns(compared(rows), COLUMNS)
+
+
+def columns(rows: Sequence[Mapping[str, Any]], wanted: Mapping[str, str]) -> str:
+    """Rows in columns, title -> field; what went wrong in a row stands below."""
+    cells = [list(wanted), *([_cell(row.get(field)) for field in wanted.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(wanted))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     return "\n".join([*lines, *(f"{row['key']}: {row['error']}" for row in rows if "error" in row)])
 

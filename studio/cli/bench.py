@@ -17,6 +17,7 @@ def bench(arguments: argparse.Namespace) -> int:
         "precisions": _words(arguments.precisions),
         "modes": _words(arguments.modes),
         "tasks": _words(arguments.tasks),
+        "budgets": _budgets(arguments.budgets),
         "weights": arguments.weights,
         "steps": _numbers("steps", arguments.steps)[0],
         "out": str(Path(arguments.out).expanduser().absolute()) if arguments.out else None,
@@ -34,3 +35,10 @@ def _numbers(name: str, text: str) -> list[int]:
         return [int(word) for word in _words(text)]
     except ValueError:
         raise SettingsError(f"--{name} {text!r} is not a list of whole numbers, for example 512,1024") from None
+
+
+def _budgets(text: str) -> list[float]:
+    try:
+        return [float(word) for word in _words(text)]
+    except ValueError:
+        raise SettingsError(f"--budgets {text!r} is not a list of numbers, for example 8,12,24") from None

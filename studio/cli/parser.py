@@ -186,7 +186,8 @@ def _add_bench(verbs: "argparse._SubParsersAction[Parser]") -> None:
     bench.add_argument("--precisions", default="fp32", help="of fp32, bf16, fp16, by commas (default fp32)")
     modes = "of plain, plain-checkpointed, eager, graph, compile, fp8, auto, run (a whole run), by commas (default plain,eager)"
     bench.add_argument("--modes", default="plain,eager", help=modes)
-    bench.add_argument("--tasks", default="train", help="of train, generate, by commas (default train)")
+    bench.add_argument("--tasks", default="train", help="of train, generate, memory, by commas (default train)")
+    bench.add_argument("--budgets", default="0", metavar="GB", help="task memory: what whole runs may take of the card, by commas; 0 is all (default 0)")
     bench.add_argument("--weights", default="demo", help="demo, random (full-size architectures, no download) or a base (default demo)")
     bench.add_argument("--steps", default="20", metavar="N", help="timed steps of every row (default 20)")
     bench.add_argument("--out", metavar="DIR", help="keep finished rows there; a later call with it measures only what is missing")
