@@ -22,6 +22,7 @@ class Imagined:
     def __init__(self, family: Family, demo: Path) -> None:
         self.facts, self.demo = family.facts, demo
         self._family = family
+        self._waiting: dict[torch.dtype, dict[str, torch.Tensor]] = {}  # denoisers in main memory, which take long to fill
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
@@ -34,7 +35,7 @@ class Imagined:
         schedule = read_json(base.path / "scheduler" / "scheduler_config.json")
         found: dict[str, Any] = {"scheduler": getattr(diffusers, schedule["_class_name"]).from_config(schedule), "force_zeros_for_empty_prompt": True}
         if "denoiser" in wanted:
-            found[facts.denoiser] = filled(skeleton(self._family, base.path), dtype, device)
+            found[facts.denoiser] = self._denoiser(base, dtype, device)
         if "vae" in wanted:
             with torch.device("meta"):
                 vae = diffusers.AutoencoderKL.from_config(read_json(base.path / "vae" / "config.json"))
@@ -48,6 +49,15 @@ class Imagined:
             for name in [name for name in index if name.startswith("tokenizer")]:
                 found[name] = parts.read_tokenizer(getattr(transformers, index[name][1]), self.demo, name)
         return Components(base, facts, found, dtype, device, facts.objective)
+
+    def _denoiser(self, base: Base, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        bare = skeleton(self._family, base.path)
+        if device.type != "cpu":
+            return filled(bare, dtype, device)
+        if dtype not in self._waiting:
+            self._waiting[dtype] = dict(filled(skeleton(self._family, base.path), dtype, device).state_dict())
+        bare.load_state_dict(self._waiting[dtype], assign=True)
+        return freeze(bare, device)
 
 
 def filled(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:

@@ -88,7 +88,7 @@ def measure(row: Row, subject: Subject, steps: int) -> dict[str, Any]:
         found: dict[str, Any] = {"placing_seconds": round(time.perf_counter() - began, 2), "waiting_gib": round(ring.bytes / GIB, 2) if ring else 0.0}
         goal = objective.choose(c.objective, c.parts["scheduler"].config, denoiser.config, config)
         stepper = Stepper(attached, subject.family, goal, config, made.fused if made else None)
-        engine = Engine(stepper, record=c.device.type == "cuda", spares=given is None, ring=ring) if made else None
+        engine = Engine(stepper, record=c.device.type == "cuda", spared=0.0 if given is None else 1.0, ring=ring) if made else None
         micros = [subject.micro(row.resolution, 1, number) for number in range(FIRST)]
         try:
             with _capped(row.cap, c.device):

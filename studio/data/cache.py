@@ -68,7 +68,10 @@ class Want:
 
 @dataclass
 class Cache:
-    """Cached encodings of one base. `dtype` is that of the text encoders; latents are always fp32. apart: parts too large for the device, which the CPU takes."""
+    """Cached encodings of one base. `dtype` is that of the text encoders; latents are always fp32.
+
+    apart: parts that are too large for the device; the CPU runs them.
+    """
 
     folder: Path
     base: Base

@@ -9,9 +9,9 @@ from studio.config import TrainConfig
 from studio.families import away
 from studio.footprint.estimate import SAMPLES, Card, Footprint, Job, Way, estimate, frozen
 
-# Faster ones first, as measured (assets/docs/performance.md): a recorded step with every block recomputed beats an eager one of a rounded base.
-# format of the base -> share of its blocks that may wait in main memory
-ORDER = (("full", 0.0), ("full", 0.5), ("int8", 0.0), ("nf4", 0.0), ("full", 1.0), ("int8", 1.0), ("nf4", 1.0))
+# Faster ones first, as measured (assets/docs/performance.md): a recorded step whose blocks come from main memory beats an eager one on a rounded
+# base, and rounds nothing. Format of the base, and share of its blocks that may wait in main memory where that is large enough.
+ORDER = (("full", 0.0), ("full", 1.0), ("int8", 0.0), ("nf4", 0.0), ("int8", 1.0), ("nf4", 1.0))
 SHARES = tuple(n / 20 for n in range(1, 21))  # of blocks that wait
 HALF = 0.5  # share of blocks that recorded steps recompute before they recompute all
 HOST_SHARE = 0.6  # of the free main memory that waiting blocks may take: pages that are pinned are lost to all others
@@ -53,7 +53,7 @@ class Choice:
 
 def choose(job: Job) -> Choice:
     """The first way in the stated order that fits the budget; where none does, the one that takes least, with the way out in `notes`."""
-    tried = [(way, estimate(job, way)) for way in _first_fit(job)]
+    tried = list(_first_fit(job))
     way, found = tried[-1]
     fits = _fits(found, job.card)
     if not fits:
@@ -81,30 +81,32 @@ def recordable(config: TrainConfig, way: Way, card: Card) -> bool:
     plain = config.network == "lora" and config.init not in ("pissa", "olora") and not config.dropout
     alone = config.processes == 1 and not config.prior_prediction and config.preference_beta is None and not config.text_encoder_learning_rate
     usual = config.optimizer == "adamw" and config.precision != "fp16" and config.speed != "eager"
-    return card.cuda and plain and alone and usual and way.format == "full" and not way.offload
+    return card.cuda and plain and alone and usual and way.format == "full"
 
 
 def ways(job: Job) -> Iterator[Way]:
     """All ways that the settings leave open, fastest first."""
     config, card = job.config, job.card
     seen: set[Way] = set()
+    apart = _apart(job)
     for format, most in ORDER:
         if not _format_open(format, job):
             continue
         name = config.base_format if config.base_format != "auto" else format
         for offload in _offloads(config, card, most):
             for recomputed in (1.0,) if offload and config.gradient_checkpointing is None else _recomputed(config):
-                way = Way(name, recomputed, offload, apart=_apart(job))
+                way = Way(name, recomputed, offload, apart=apart)
                 way = replace(way, recorded=recordable(config, way, card))
                 if way not in seen and (recomputed != HALF or way.recorded) and _waits(job, way):
                     seen.add(way)
                     yield way
 
 
-def _first_fit(job: Job) -> Iterator[Way]:
+def _first_fit(job: Job) -> Iterator[tuple[Way, Footprint]]:
     for way in ways(job):
-        yield way
-        if _fits(estimate(job, way), job.card):
+        found = estimate(job, way)
+        yield way, found
+        if _fits(found, job.card):
             return
 
 
@@ -188,7 +190,9 @@ def _way_out(job: Job, given: list[str]) -> str:
 
 
 def _some_fit(job: Job) -> bool:
-    return any(_fits(estimate(job, way), job.card) for way in ways(job))
+    """Whether the way that saves most, of each format, fits."""
+    least = {way.format: way for way in ways(job)}
+    return any(_fits(estimate(job, way), job.card) for way in least.values())
 
 
 def _gb(size: int) -> str:

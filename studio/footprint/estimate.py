@@ -37,7 +37,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Way:
-    """How a run takes its steps. recomputed: share of the blocks; offload: share of the base's blocks that wait in main memory; apart: parts encoded on the CPU."""
+    """How a run takes its steps.
+
+    recomputed: share of the blocks whose activations are made again. offload: share of the base's blocks that wait in main memory.
+    apart: parts that encode on the CPU.
+    """
 
     format: str = "full"
     recomputed: float = 0.0
@@ -142,8 +146,8 @@ def _held(job: Job, way: Way, shapes: list[tuple[int, ...]]) -> dict[str, int]:
     config, numbers = job.config, sum(math.prod(shape) for shape in shapes)
     sizes = frozen(job, way)
     base = away.on_device(sizes, way.offload)
-    if config.fp8_products and way.recorded:
-        base += sum(2 * math.prod(layer.shape) for layer in job.measures.denoiser.layers() if _scaled(layer))
+    if config.fp8_products and way.recorded:  # twice in 8 bits, while the exact weights rest in main memory
+        base += sum((2 - job.itemsize) * math.prod(layer.shape) for layer in job.measures.denoiser.layers() if _scaled(layer))
     rounded = job.itemsize < 4
     if way.recorded:
         live = job.itemsize * (adapters.live_numbers(job.trained) if rounded else numbers)
@@ -201,6 +205,7 @@ def activations(job: Job, way: Way) -> tuple[int, int]:
 
 
 def _waiting(job: Job, way: Way) -> list[str]:
+    """Names of the blocks that wait in main memory."""
     return away.chosen(away.blocks(frozen(job, way)), way.offload) if way.offload else []
 
 

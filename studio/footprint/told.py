@@ -53,4 +53,6 @@ def table(choice: Choice) -> str:
     steps = "recorded steps" if way.recorded else "steps one operation after another"
     told = [f"base {way.format}", f"{way.recomputed:.0%} of the blocks recomputed", f"{way.offload:.0%} of the base in main memory", steps, *apart]
     verdict = "fits" if choice.fits else "does not fit"
-    return "\n".join([*lines, f"{'budget':<24}{budget:>11}: {verdict}", f"chosen: {', '.join(told)}", f"why: {choice.why}", *(f"note: {n}" for n in choice.notes)])
+    return "\n".join(
+        [*lines, f"{'budget':<24}{budget:>11}: {verdict}", f"chosen: {', '.join(told)}", f"why: {choice.why}", *(f"note: {n}" for n in choice.notes)]
+    )

@@ -22,7 +22,21 @@ from studio.training.showing import Shown, shown
 
 # Settings that a resumed run may change: they move its end, its output or its looks, not a step that was taken.
 FREE = frozenset(
-    {"steps", "epochs", "name", "output", "images", "trigger", "start_from", "gradient_checkpointing", "block_offload", "memory_budget", "speed", "processes", "trackers"}
+    {
+        "steps",
+        "epochs",
+        "name",
+        "output",
+        "images",
+        "trigger",
+        "start_from",
+        "gradient_checkpointing",
+        "block_offload",
+        "memory_budget",
+        "speed",
+        "processes",
+        "trackers",
+    }
     | {"validation_every", "early_stop", "keep_best", "rank_probe"}
     | {"save_every", "sample_every", "sample_prompts", "keep_checkpoints", "anchor_every"}
 )

@@ -12,9 +12,7 @@ BaseFormat = Literal["auto", "full", "int8", "fp8", "nf4"]
 class Memory(Settings):
     TITLE: ClassVar[str] = "Memory and devices"
 
-    gradient_checkpointing: bool | None = Field(
-        default=None, description="Recompute activations to save memory; empty: as far as memory asks for it"
-    )
+    gradient_checkpointing: bool | None = Field(default=None, description="Recompute activations to save memory; empty: as far as memory asks for it")
     base_format: BaseFormat = Field(
         default="auto", description="Bits of the frozen base: int8 and fp8 halve its memory, nf4 takes a quarter and rounds more; auto is full where that fits"
     )
