@@ -21,7 +21,7 @@ from tests.generation.conftest import Asked, adapter
 
 
 def draw(c: Components, folder: Path, rows=(), **values: object) -> list[Event]:
-    config = build(GenerateConfig, {"base": c.base.name, "prompt": "cat face", "seed": 5, "steps": 12, "live_preview": 0, **values})
+    config = build(GenerateConfig, {"base": c.base.name, "prompt": "cat face", "seed": 5, "steps": 12, "width": 64, "height": 64, "live_preview": 0, **values})
     return list(generate(c, rows, config, folder, requests=Asked(), names=[f"lora-{i}" for i in range(len(rows))]))
 
 
