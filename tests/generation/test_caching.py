@@ -38,15 +38,16 @@ def looks(events: list[Event]) -> dict[str, int]:
 
 def test_a_picture_with_the_cache_is_near_the_one_without_and_takes_fewer_whole_looks(c: Components, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in c.denoiser.state_dict().items()}
-    events = draw(c, tmp_path / "plain")
+    large = {"width": 128, "height": 128}
+    events = draw(c, tmp_path / "plain", **large)
     plain, none = pixels(tmp_path / "plain", events), looks(events)
-    other = pixels(tmp_path / "other", draw(c, tmp_path / "other", seed=6))
-    events = draw(c, tmp_path / "on", first_block_cache=0.2)
+    other = pixels(tmp_path / "other", draw(c, tmp_path / "other", seed=6, **large))
+    events = draw(c, tmp_path / "on", first_block_cache=0.2, **large)
     found, near = looks(events), numpy.abs(pixels(tmp_path / "on", events) - plain).mean()
     assert none == {} and found["whole"] + found["short"] == 12 and found["short"] >= 3
     assert 0 < near < 0.35 * numpy.abs(other - plain).mean(), "as near as that no other seed comes"
     assert next(event for event in events if isinstance(event, Started)).facts["first_block_cache"] == "below 0.2"
-    again = pixels(tmp_path / "after", draw(c, tmp_path / "after"))
+    again = pixels(tmp_path / "after", draw(c, tmp_path / "after", **large))
     assert (again == plain).all() and all(torch.equal(value, before[name]) for name, value in c.denoiser.state_dict().items())
     assert not [module for module in c.denoiser.modules() if "forward" in vars(module)]
     release(c)
