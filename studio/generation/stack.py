@@ -171,7 +171,7 @@ class Stack:
         strengths.check(row, own)
         key = self._key(adapter)
         found = self._reports.get(key) or report(adapter, self._shapes)
-        if not found.matched:
+        if not found.matched and (adapter.layers or not adapter.embeddings):
             first = next(iter([*found.missing, *found.mismatched]), "it has none")
             raise FormatError(
                 f"LoRA {row.name} ({own.title}) has no layer that fits the base {self._c.base.name} ({own.title}): {first}; choose the base it was trained on"

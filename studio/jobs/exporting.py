@@ -42,6 +42,8 @@ def publish(adapter: "Adapter", target: Path, format: Format, dtype: Dtype, meta
     from studio.lora import formats, proof
     from studio.lora.header import completed
 
+    if format == "peft" and not adapter.layers:
+        raise FormatError(f"{target.name}: there are new words alone, which PEFT files cannot carry; export as kohya, with side files")
     part = target.with_name(f".{target.stem}.new.safetensors")  # an older file of the name stays until the new one is proven
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

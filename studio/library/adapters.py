@@ -38,7 +38,7 @@ def describe(path: Path) -> dict[str, Any]:
         "family": found.family or "",
         "kind": found.format,
         "base": words.get("ss_sd_model_name", ""),
-        "trigger": words.get("modelspec.trigger_phrase", "")[:200],
+        "trigger": (words.get("modelspec.trigger_phrase") or ", ".join(found.embeddings))[:200],
         "rank": rank,
         "alpha": _number(words.get("ss_network_alpha"), rank),
         "bytes": path.stat().st_size,

@@ -47,8 +47,8 @@ def completed(metadata: Mapping[str, str], adapter: Adapter, stem: str) -> dict[
         "modelspec.implementation": facts.implementation,
         "modelspec.title": stem,
         "ss_network_module": facts.kohya_module,
-        "ss_network_dim": str(max(ranks)),
-        "ss_network_alpha": str(alphas.pop() if len(alphas) == 1 else float(max(ranks))),
+        "ss_network_dim": str(max(ranks, default=0)),
+        "ss_network_alpha": str(alphas.pop() if len(alphas) == 1 else float(max(ranks, default=0))),
     }
     if not all(isinstance(layer, LowRank) for layer in adapter.layers.values()):
         words["ss_network_module"] = "lycoris.kohya"

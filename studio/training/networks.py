@@ -16,6 +16,7 @@ CARRIED = {
     "loha": "network loha: ComfyUI, Forge, A1111 and InvokeAI load the exported file; diffusers and sd-scripts do not, unless it is resized to a plain LoRA",
     "lokr": "network lokr: ComfyUI, Forge, A1111 and InvokeAI load the exported file; diffusers and sd-scripts do not, unless it is resized to a plain LoRA",
 }
+ALONE = "network none: the file holds new words alone, which the studio and A1111 read; for others export it with side files and take the files of the words"
 LOKR_APART = "network lokr on {title}: only ComfyUI and Forge load the exported file, because q, k and v cannot be written as one layer"
 
 
@@ -37,6 +38,8 @@ def check(config: TrainConfig, facts: Facts, steps: int, resumed: bool) -> tuple
         found.append(LOKR_APART.format(title=facts.title))
     elif config.network in CARRIED:
         found.append(CARRIED[config.network])
+    if config.network == "none":
+        found.append(ALONE)
     if config.init in INITS:
         found.append(f"init {config.init}: the saved LoRA has rank {2 * (config.rank or 0)}, because it also takes off again what it began as")
     return tuple(found)

@@ -255,6 +255,8 @@ class Stepper:
             if self.attached.words and parameter.grad is None and name in self.attached.words.names:
                 continue  # no caption of this step says it
             layers.setdefault(self.attached.layer_of[name], []).append(parameter.grad)
+        if not layers and self.attached.words:
+            return 0  # words alone, of which this step said none
         missed = [path for path, grads in layers.items() if all(grad is None for grad in grads)]
         if missed:
             raise RunError(f"{len(missed)} of {len(layers)} layers got no gradient, first {missed[0]}; choose other targets for this base")

@@ -203,3 +203,41 @@ def test_a_file_carries_the_words_a_changed_one_is_noticed_and_a_run_goes_on_wit
     adapter.embeddings["zib"]["clip_g"][0, 0] += 1
     with pytest.raises(FormatError, match=r"the word zib \(clip_g\) differs"):
         formats.verify(file, adapter)
+
+
+@pytest.mark.parametrize("base", ["demo-sdxl", pytest.param("demo-flux", marks=pytest.mark.long)])
+def test_words_alone_make_a_file_of_their_own_that_draws(studio, tmp_path, base, of_kind):
+    """Without any network: the base's own layers are all there are, and the word is all that is kept."""
+    from studio.generation.conditioning import encode
+    from studio.generation.stack import Stack
+
+    values = {**WORDS, "network": "none", "word_learning_rate": 1e-2, "steps": 2}
+    events = list(studio.run(studio.config(base, **values, save_every=1), tmp_path))
+    assert of_kind(events, "started")[0].facts["modules"] == 0
+    assert any("new words alone" in event.message for event in of_kind(events, "warned"))
+    again = told(studio.run(studio.config(base, **values, start_from=str(tmp_path / "checkpoints" / "step-000001")), tmp_path / "cut"))
+    assert again == told(events)[1:]
+
+    adapter, file = at(tmp_path, 2), tmp_path / "out" / "mine.safetensors"
+    report = exporting.publish(adapter, file, "kohya", "fp32", {})
+    read = {row["client"]: (row["loads"], row["words"]) for row in report["clients"]}
+    assert read["A1111"] == (("yes", True) if base == "demo-sdxl" else ("not applicable", None)) and read["ComfyUI"] == ("no", False)
+    found = formats.read(file)
+    assert not found.layers and found.family == adapter.family
+    assert all(torch.equal(rows, found.embeddings["zib"][name]) for name, rows in adapter.embeddings["zib"].items())
+    with pytest.raises(FormatError, match="new words alone, which PEFT files cannot carry; export as kohya, with side files"):
+        exporting.publish(adapter, tmp_path / "out" / "peft.safetensors", "peft", "fp32", {})
+
+    c = loaded(base, "denoiser", "vae", "text")
+    stack = Stack(c)
+    plain = encode(c, "zib", stack.fingerprint(c.facts.text_encoders))
+    stack.set([(found, 0.5)], ["mine"])
+    on = encode(c, "zib", stack.fingerprint(c.facts.text_encoders))
+    assert not torch.equal(on["pooled_prompt_embeds"], plain["pooled_prompt_embeds"])
+
+
+def test_no_network_and_no_words_is_refused(studio):
+    with pytest.raises(ValueError, match="there are none: name them in new_words"):
+        studio.config(network="none")
+    with pytest.raises(ValueError, match="leave text_encoder_learning_rate out"):
+        studio.config(**WORDS, network="none", text_encoder_learning_rate=1e-4)

@@ -42,7 +42,9 @@ class TrainConfig(Keeping, Judging, Memory, Objective, Optimization, Showing, Ne
         return self.text_encoder_learning_rate is not None or bool(self.new_words)
 
     @model_validator(mode="after")
-    def _steps_or_epochs(self) -> Self:
+    def _agrees(self) -> Self:
+        if self.network == "none" and not self.new_words:
+            raise ValueError("network none trains new words alone and there are none: name them in new_words, or set network to lora")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs are both given: name one of them")
         return self

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from studio.config.settings import Settings
 from studio.config.values import numbered, rows
 
-Kind = Literal["lora", "dora", "loha", "lokr", "adalora"]
+Kind = Literal["lora", "dora", "loha", "lokr", "adalora", "none"]
 Targets = Literal["attention", "attention+mlp", "all-linear", "full+conv"]
 Rows = Annotated[tuple[str, ...], BeforeValidator(rows)]
 
@@ -25,7 +25,9 @@ INITS: Mapping[str, tuple[Kind, ...]] = {"gaussian": ("lora", "dora"), "pissa": 
 class Network(Settings):
     TITLE: ClassVar[str] = "Network"
 
-    network: Kind = Field(default="lora", description="Kind of adapter; lora loads everywhere, for the others see Networks in the help")
+    network: Kind = Field(
+        default="lora", description="Kind of adapter; lora loads everywhere, for the others see Networks in the help; none trains new words alone"
+    )
     targets: Targets = Field(default="attention", description="Which layers get an adapter")
     target_pattern: str | None = Field(
         default=None, max_length=1000, description="Train the layers whose path matches this regular expression, for example attn2|ff, instead of targets"
@@ -56,6 +58,8 @@ class Network(Settings):
         kinds = INITS.get(self.init)
         if kinds and self.network not in kinds:
             raise ValueError(f"init {self.init} is for {' and '.join(kinds)}, not for {self.network}: use init default")
+        if self.network == "none" and self.text_encoder_learning_rate:
+            raise ValueError("network none trains new words alone: leave text_encoder_learning_rate out, or set network to lora")
         if self.network == "adalora" and self.text_encoder_learning_rate:
             raise ValueError("adalora shares out ranks within the denoiser only: leave text_encoder_learning_rate out, or set network to lora")
         if self.text_encoder_stop and not self.text_encoder_learning_rate:

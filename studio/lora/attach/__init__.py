@@ -104,6 +104,8 @@ def attach(c: Components, network: Network, *, text_rate: float = 0.0, fresh: bo
     text_rate: of the loaded CLIP encoders, as a share of the run's; 0 leaves them alone. fresh: False where `restore` follows.
     Raises SettingsError or FormatError if the settings do not fit the base.
     """
+    if network.network == "none":
+        return Attached(c, network, [], [], Chance(c.denoiser))
     places = choose(c, network, text_rate)
     kind = KINDS[network.network]
     attached = Attached(c, network, places, [], Chance(c.denoiser))
@@ -140,10 +142,9 @@ def load(attached: Attached, adapter: Adapter) -> None:
     unknown = sorted(path for path in set(adapter.layers) - set(attached.paths) if not lowrank.is_untrained(adapter.layers[path]))
     if unknown:
         raise FormatError(f"{len(unknown)} of the LoRA's {len(adapter.layers)} layers are not trained here (first: {unknown[0]}); choose wider targets")
-    kind = KINDS[attached.network.network]
     with torch.no_grad():
         for place, module in zip(attached.places, attached.modules, strict=True):
-            kind.fill(module, adapter.layers.get(place.path), place.path)
+            KINDS[attached.network.network].fill(module, adapter.layers.get(place.path), place.path)
     if attached.words:
         attached.words.load(adapter)
     elif adapter.embeddings:
@@ -164,10 +165,9 @@ def restore(attached: Attached, adapter: Adapter) -> None:
 
 def collect(attached: Attached) -> Adapter:
     """The attached adapter as it stands now: a copy on the CPU in fp32, for the base as it is."""
-    kind = KINDS[attached.network.network]
     found: dict[str, Layer] = {}
     for place, module in sorted(zip(attached.places, attached.modules, strict=True), key=lambda pair: pair[0].path):
-        layer = kind.collect(module)
+        layer = KINDS[attached.network.network].collect(module)
         if attached.network.init in origin.INITS:
             assert isinstance(layer, LowRank)
             layer = origin.collect(module, layer)

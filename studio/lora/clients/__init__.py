@@ -25,7 +25,7 @@ class Verdict:
 
     matched, total: modules as the file counts them. strength: whether weight 1 means what was trained; None where nothing is loaded.
     label: the base it shows; empty if it shows none. listed: whether the file appears among the LoRAs for its base.
-    inherent: a wrong strength lies in the kind of layers, not in how the file was written.
+    inherent: a wrong strength, or that nothing is loaded, lies in what the file holds, not in how it was written.
     words: whether it reads the new words that come with the layers; None where there are none, or nothing is loaded.
     """
 
@@ -79,7 +79,7 @@ def faults(verdicts: Iterable[Verdict], format: str) -> list[str]:
     """Why a file of that format must not be given away; empty if it may. A client that only leaves layers out is no fault."""
     found = []
     for verdict in verdicts:
-        broken = verdict.loads == "no" or (verdict.strength is False and not verdict.inherent) or not verdict.listed
+        broken = (verdict.loads == "no" and not verdict.inherent) or (verdict.strength is False and not verdict.inherent) or not verdict.listed
         if (verdict.client in PROMISED[format] and broken) or (verdict.client not in LOADERS and verdict.reasons):
             found.append(f"{verdict.client}: {'; '.join(verdict.reasons)}")
     return list(dict.fromkeys(found))
@@ -96,7 +96,10 @@ def _verdict(client: str, c: Content, base: str, foreign: str) -> Verdict:
         return Verdict(client, "not applicable", 0, total, None, label, True, (foreign or f"does not draw with {title}",))
     refused = tuple(reason for applies, reason in rules.refuses if applies(c))
     if refused:
-        return Verdict(client, "no", 0, total, None, label, True, refused)
+        return Verdict(client, "no", 0, total, None, label, True, refused, inherent=not c.modules)
+    if not c.modules and c.words:
+        told = (rules.wordless,) if rules.wordless else ()
+        return Verdict(client, "no" if told else "yes", 0, 0, None, label, True, told, inherent=bool(told), words=not told)
     kept, reasons = _sift(c, rules)
     if not kept:
         return Verdict(client, "no", 0, total, None, label, True, tuple(reasons))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from studio.container import read_header
 from studio.lora.formats import names
+from studio.lora.formats.identity import stated_family
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -94,7 +95,10 @@ class Content:
 
     @cached_property
     def family(self) -> str:
-        """By the names of the modules; empty if they belong to several or to none alone."""
+        """By the names of the modules, or where there are only new words by their encoders; empty if they belong to several or to none alone."""
+        if not self.modules:
+            encoders = {encoder for named in self.words.values() for encoder in named}
+            return "sdxl" if "clip_g" in encoders else "flux" if "t5" in encoders else stated_family(self.metadata)
         found = {module.family for module in self.modules} - {""}
         return found.pop() if len(found) == 1 else ""
 

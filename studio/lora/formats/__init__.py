@@ -101,7 +101,7 @@ def write(
 
     from studio.lora.formats import writer
 
-    if not adapter.layers:
+    if not adapter.layers and not adapter.embeddings:
         raise FormatError(f"{path.name}: the LoRA has no layers; nothing was written")
     number = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
     tensors = {"kohya": writer.kohya_tensors, "peft": writer.peft_tensors}[format](adapter, number)

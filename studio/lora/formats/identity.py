@@ -71,6 +71,8 @@ def _identify(shapes: Shapes, text: str, metadata: Mapping[str, str]) -> Identit
     if not shapes:
         return Identity("unknown", reasons=("holds no tensors",))
     groups, unknown = names.grouped(shapes)
+    if not groups and not unknown:
+        return _words(shapes, metadata)
     if not groups and not foreign.is_lora(text):
         other = foreign.file(shapes, text)
         if other:
@@ -133,6 +135,17 @@ def _lora(shapes: Shapes, groups: dict[str, dict[str, str]], unknown: list[str],
         tuple(unknown),
         embeddings,
     )
+
+
+def _words(shapes: Shapes, metadata: Mapping[str, str]) -> Identity:
+    """A file of new words alone, in the form in which they are bundled with layers."""
+    found = [place for key in shapes if (place := names.embedding(key))]
+    encoders = {encoder for _, encoder in found}
+    told = stated_family(metadata)
+    family = "sdxl" if "clip_g" in encoders else "flux" if "t5" in encoders else told if told in ("sdxl", "flux") else ""
+    words = tuple(dict.fromkeys(word for word, _ in found))
+    reason = f"holds the new words {', '.join(map(_short, words[:5]))} and no layers" + ("" if family else ", and does not say for which base")
+    return Identity("lora", family, {}, "kohya", "new words", 1.0, (reason,), embeddings=words)
 
 
 def stated_family(metadata: Mapping[str, str]) -> str:

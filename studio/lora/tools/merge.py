@@ -57,6 +57,8 @@ def merge(rows: Sequence[Row], name: str, method: Method = "concat", rank: int =
 def _check(rows: Sequence[Row]) -> None:
     if not rows:
         raise FormatError("nothing to merge: every weight is 0; name a LoRA with another weight")
+    if not any(adapter.layers for _, adapter, _ in rows):
+        raise FormatError("nothing to merge: all of them hold new words alone; put them on together instead")
     first, one, _ = rows[0]
     for called, adapter, _ in rows:
         if adapter.family != one.family:

@@ -16,6 +16,8 @@ def resize(adapter: Adapter, name: str, rank: int = 0, energy: float = 0.0) -> G
     """
     if bool(rank) == bool(energy):
         raise FormatError("resize takes a rank or an energy, one of them")
+    if not adapter.layers:
+        raise FormatError(f"{name}: holds new words alone, and no layers that could be resized")
     progress = Progress("resizing", len(adapter.layers))
     layers: dict[str, Layer] = {}
     told: dict[str, dict[str, float]] = {}
