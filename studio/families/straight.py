@@ -94,7 +94,7 @@ class Reader:
 
 
 def _fill(file: Any, memory: Tensor, path: Path) -> None:
-    view, done = memoryview(memory.numpy()), 0
+    view, done = memory.numpy().data, 0
     while done < len(view):
         n = file.readinto(view[done:])
         if not n:
