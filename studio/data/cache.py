@@ -8,12 +8,15 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.data import masks
+from studio.data.ahead import ahead
 from studio.data.buckets import Crop
 from studio.data.images import Picture
 from studio.errors import BaseError, ImageError, RunError
@@ -34,7 +37,11 @@ FOLDERS: Mapping[Part, tuple[str, ...]] = {  # beginnings of the folders' names 
     "text": ("text_encoder", "tokenizer"),
     "denoiser": ("unet", "transformer", "scheduler"),
 }
+AT_ONCE = 8  # captions where the text encoders' weights must come to the device for each pass
 RESIDENT_BYTES = 2**30  # tensors kept on the device between batches; the rest is read from disk each time
+
+
+Encode = Callable[[Components, Sequence["Want"], Sequence[Any]], "list[dict[str, Tensor]]"]  # what was wanted, with what was made ready of it
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Want:
 class Cache:
     """Cached encodings of one base. `dtype` is that of the text encoders; latents are always fp32.
 
-    apart: parts that are too large for the device; the CPU runs them.
+    apart: parts too large for the device. Text encoders then come to it block by block, the VAE works on the CPU.
     """
 
     folder: Path
@@ -90,8 +97,8 @@ class Cache:
         """
         captions = {self.text_key(want.caption): want for want in wants}
         latents = {self.latent_key(want): want for want in wants}
-        yield from self._fill("text", "Reading captions", captions, self._encode_caption)
-        yield from self._fill("vae", "Encoding pictures", latents, self._encode_picture)
+        yield from self._fill("text", "Reading captions", captions, lambda want: want.caption, self._encode_captions)
+        yield from self._fill("vae", "Encoding pictures", latents, pixels, self._encode_pictures)
         yield from self._fill_masks({self.mask_key(want): want for want in wants if want.masked})
 
     def _fill_masks(self, wants: Mapping[str, Want]) -> Iterator[Event]:
@@ -104,29 +111,56 @@ class Cache:
             _write(self._path(key), {"mask": found.contiguous()})
             yield Loading(phase="Reading masks", done=done, total=len(missing))
 
-    def _fill(self, part: Part, phase: str, wants: Mapping[str, Want], encode: "Callable[[Components, Want], dict[str, Tensor]]") -> Iterator[Event]:
+    def _fill(self, part: Part, phase: str, wants: Mapping[str, Want], prepare: Callable[[Want], Any], encode: "Encode") -> Iterator[Event]:
         import torch
 
         missing = {key: want for key, want in wants.items() if not _valid(self._path(key))}
         if not missing:
             return
         yield Loading(phase=phase, done=0, total=len(missing))
-        components = self.family.load(self.base, [part], self.dtype, torch.device("cpu") if part in self.apart else self.device)
-        try:
-            for done, (key, want) in enumerate(missing.items(), start=1):
-                _write(self._path(key), encode(components, want))
+        done = 0
+        with ahead(missing.items(), lambda item: prepare(item[1])) as coming, self._loaded(part) as (components, at_once):
+            while group := list(islice(coming, at_once)):
+                with torch.no_grad():
+                    found = encode(components, [want for (_, want), _ in group], [made for _, made in group])
+                for ((key, _), _), tensors in zip(group, found, strict=True):
+                    _write(self._path(key), tensors)
+                done += len(group)
                 yield Loading(phase=phase, done=done, total=len(missing))
+
+    @contextmanager
+    def _loaded(self, part: Part) -> Iterator[tuple[Components, int]]:
+        """The part, ready to encode, and how many things at once pay."""
+        import torch
+
+        from studio.families import offload
+
+        rings: list[offload.Ring] = []
+        c = self.family.load(self.base, [part], self.dtype, torch.device("cpu") if part in self.apart else self.device)
+        try:
+            if part == "text" and part in self.apart:
+                rings += [offload.stream(model, self.device) for model in c.parts.values() if isinstance(model, torch.nn.Module)]
+                c.device = self.device
+            yield c, AT_ONCE if rings else 1
         finally:
-            components.parts.clear()
+            for ring in rings:
+                ring.close()
+            c.parts.clear()
             release(self.device)
 
-    def _encode_picture(self, c: Components, want: Want) -> "dict[str, Tensor]":
-        latents = self.family.encode_images(c, pixels(want)[None])[0]
-        return {"latents": _finite(latents.float(), f"{want.picture.name}: its latents are not finite; try another VAE, or remove the picture")}
+    def _encode_pictures(self, c: Components, wants: Sequence[Want], levels: "Sequence[Tensor]") -> "list[dict[str, Tensor]]":
+        found = []
+        for want, picture in zip(wants, levels, strict=True):
+            latents = self.family.encode_images(c, picture[None])[0].float()
+            found.append({"latents": _finite(latents, f"{want.picture.name}: its latents are not finite; try another VAE, or remove the picture")})
+        return found
 
-    def _encode_caption(self, c: Components, want: Want) -> "dict[str, Tensor]":
-        message = f"{want.picture.name}: the text encoders gave numbers that are not finite for its caption; use precision bf16 or fp32"
-        return {name: _finite(tensor[0], message) for name, tensor in self.family.encode_captions(c, [want.caption]).items()}
+    def _encode_captions(self, c: Components, wants: Sequence[Want], captions: Sequence[str]) -> "list[dict[str, Tensor]]":
+        whole, found = self.family.encode_captions(c, captions), []
+        for number, want in enumerate(wants):
+            message = f"{want.picture.name}: the text encoders gave numbers that are not finite for its caption; use precision bf16 or fp32"
+            found.append({name: _finite(tensor[number], message) for name, tensor in whole.items()})
+        return found
 
     def batch(self, wants: Sequence[Want]) -> Batch:
         """Stack cached pictures of one bucket, on the cache's device."""

@@ -50,6 +50,13 @@ def wait(model: nn.Module, waiting: Collection[str], device: torch.device, mine:
     return Ring(found, device)
 
 
+def stream(model: nn.Module, device: torch.device) -> "Ring":
+    """Let a model in main memory work on the device, all its blocks waiting."""
+    waiting = names(model, 1.0)
+    settle(model, waiting, device)
+    return wait(model, waiting, device)
+
+
 def is_waiting(module: nn.Module) -> bool:
     """Whether the module is a block that comes when it is needed, and passes its activations again by itself."""
     return any(isinstance(module.__dict__.get(place), _Coming) for place in _PLACES)

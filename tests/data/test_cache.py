@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from studio import families
 from studio.data import buckets
+from studio.data.ahead import AHEAD, ahead
 from studio.data.cache import Cache, Want, identity, pixels
 from studio.data.images import Picture, read_set
 from studio.errors import ImageError
@@ -206,3 +207,32 @@ def test_a_base_whose_silence_becomes_zeros_reads_no_older_entry_for_it(tmp_path
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": True}))
     assert keys()[0] != before[0] and keys()[1] == before[1]
+
+
+def test_text_encoders_that_come_block_by_block_give_the_same_conditioning(tmp_path, pictures):
+    base = sources.find("demo-flux")
+    plain, apart = (
+        Cache(tmp_path / str(n), base, Counting(families.get("flux")), torch.float32, CPU, parts)  # type: ignore[arg-type]
+        for n, parts in enumerate((frozenset(), frozenset({"text"})))
+    )
+    events = [list(cache.fill(wants(pictures))) for cache in (plain, apart)]
+    assert [event.done for event in events[1]][:2] == [0, 3]
+    one, other = (cache.batch(wants(pictures)).conditioning for cache in (plain, apart))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def test_work_is_done_ahead_in_order_and_fails_at_its_own_place():
+    made: list[int] = []
+
+    def square(n: int) -> int:
+        made.append(n)
+        if n == 11:
+            raise ValueError("eleven")
+        return n * n
+
+    found = []
+    with pytest.raises(ValueError, match="eleven"), ahead(range(1000), square) as coming:
+        for n, squared in coming:
+            found.append((n, squared))
+    assert found == [(n, n * n) for n in range(11)] and max(made) <= 11 + AHEAD
