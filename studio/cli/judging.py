@@ -10,7 +10,7 @@ BAR = 32  # characters of the longest bar
 
 
 def curve(looks: Sequence[Validation]) -> int:
-    """A line for each look at the held-out pictures: loss, interval, and where it lies between the lowest and the highest."""
+    """A line for each look at the held-out pictures: loss, interval, loss by noise level, and where it lies between the lowest and the highest."""
     if not looks:
         return 0
     low, high = min(look.low or look.loss for look in looks), max(look.high or look.loss for look in looks)
@@ -20,12 +20,23 @@ def curve(looks: Sequence[Validation]) -> int:
             "step": look.step,
             "loss": f"{look.loss:.4f}",
             "between": _between(look.low, look.high),
+            "levels": _levels(look, looks[0]),
             "curve": _bar(look.loss, look.low, look.high, (low, high)) + (" best" if best and look.step == best[-1] else ""),
         }
         for look in looks
     ]
     print()
-    return listing(rows, {"STEP": "step", "HELD-OUT LOSS": "loss", "95 % INTERVAL": "between", f"{low:.4f} TO {high:.4f}": "curve"}, as_json=False, empty="")
+    columns = {"STEP": "step", "HELD-OUT LOSS": "loss", "95 % INTERVAL": "between", "BY NOISE": "levels"}
+    return listing(rows, {**columns, f"{low:.4f} TO {high:.4f}": "curve"}, as_json=False, empty="")
+
+
+def _levels(look: Validation, first: Validation) -> str:
+    """Loss of the least, the middle and the most noise, each as a share of what it was at the first look."""
+    third = len(look.by_level) // 3
+    if not third or len(first.by_level) != len(look.by_level):
+        return ""
+    parts = [slice(0, third), slice(third, -third), slice(-third, None)]
+    return " ".join(f"{sum(look.by_level[part]) / (sum(first.by_level[part]) or 1):4.0%}" for part in parts)
 
 
 def verdict(result: Mapping[str, Any]) -> int:

@@ -255,7 +255,8 @@ class Run:
     def verdict(self) -> str:
         """Why the run ends before its last step."""
         assert self.watch is not None
-        return f"stopped early: {self.watch.stale} looks at the held-out pictures without a new best; the lowest loss was at step {self.watch.best_step}"
+        given = f"the LoRA is that of step {self.watch.best_step}, the lowest" if self.best else f"the lowest loss was at step {self.watch.best_step}"
+        return f"stopped early at step {self.step}: {self.watch.stale} looks at the held-out pictures without a new best; {given}"
 
     def save(self) -> Checkpoint:
         """Write a checkpoint of this step, all or nothing."""

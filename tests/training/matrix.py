@@ -124,15 +124,14 @@ def cases() -> list[Case]:
         for group, table in {**groups, "objectives": BOTH_OBJECTIVES | own}.items():
             found += [Case(group, title, base, settings) for title, settings in table.items()]
         found += [Case("full", f"all weights, rate {rate:g}", base, {"learning_rate": rate}) for rate in (2e-4, 5e-4, 1e-3, 2e-3)]
+    for base in BASES:
+        found += [Case("sizes", f"LoRA, rank {rank}", base, {"rank": rank}) for rank in (2, 4)]
+        found += [Case("sizes", f"AdaLoRA, rank {rank}, rate 8e-3", base, {"network": "adalora", "rank": rank, "learning_rate": 8e-3}) for rank in (4, 8)]
+        for title in ("LoRA", "LoHa", "LoKr"):
+            found += [Case("rates", f"{title}, rate {rate:g}", base, {**NETWORKS[title], "learning_rate": rate}) for rate in (1e-3, 4e-3, 8e-3)]
     for images in ("blueprint", "tilo"):
         found += [Case("networks", title, base, settings, images) for base in BASES for title, settings in NETWORKS.items()]
         found += [Case("full", f"all weights, rate {rate:g}", base, {"learning_rate": rate}, images) for base in BASES for rate in (5e-4, 1e-3)]
-    for title in ("LoRA", "DoRA", "LoHa", "LoKr", "AdaLoRA"):
-        for factor in (0.5, 2, 4, 8):
-            found += [Case("rates", f"{title} at {factor:g} x 2e-3", base, {**NETWORKS[title], "learning_rate": 2e-3 * factor}) for base in BASES]
-    for base in BASES:
-        found += [Case("sizes", f"LoRA, rank {rank}", base, {"rank": rank}) for rank in (2, 4, 16)]
-        found += [Case("sizes", f"AdaLoRA, rank {rank}, 4 x 2e-3", base, {"network": "adalora", "rank": rank, "learning_rate": 8e-3}) for rank in (2, 4)]
     return found
 
 
@@ -154,7 +153,7 @@ def measured(case: Case, steps: int, device: str, work: Path) -> dict[str, Any]:
     if case.group != "full":
         last = folder / "checkpoints" / checkpoint.name_of(steps)
         row |= written(checkpoint.adapter(last), base, folder)
-        if config.network in PROBED and case.group in ("networks", "places", "sizes"):
+        if config.network in PROBED and case.group in ("networks", "sizes"):
             row["probe"] = probed(config, base, images, last, folder, cache, device)
     return row | {"seconds": round(time.monotonic() - began, 1)}
 

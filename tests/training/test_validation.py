@@ -150,7 +150,8 @@ def test_a_run_stops_early_at_a_checkpoint_and_gives_the_best(studio, tmp_path, 
     losses(monkeypatch, [0.9, 0.5, 0.4, 0.45, 0.41, 0.3])
     events = list(studio.run(studio.config(**HELD, steps=9, early_stop=2), tmp_path))
     assert [(e.step, e.best, e.stale) for e in of_kind(events, "validation")] == [(0, False, 0), (1, True, 0), (2, True, 0), (3, False, 1), (4, False, 2)]
-    assert of_kind(events, "warned")[-1].message == "stopped early: 2 looks at the held-out pictures without a new best; the lowest loss was at step 2"
+    told_last = of_kind(events, "warned")[-1].message
+    assert told_last == "stopped early at step 4: 2 looks at the held-out pictures without a new best; the LoRA is that of step 2, the lowest"
     result = events[-1].result
     assert events[-1].step == 4 and result["stopped_early"] and result["checkpoint"] == "checkpoints/step-000002"
     assert (result["best_step"], result["best_loss"]) == (2, pytest.approx(0.4))

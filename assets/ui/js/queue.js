@@ -34,7 +34,7 @@ function open(job) {
   if (job.kind === "caption") { show("train"); say("open-set", job.settings?.images); }
   if (job.kind === "train") { show("train"); say("open-run", job.id); }
   if (job.kind === "generate") show("generate");
-  if (["merge", "resize", "extract"].includes(job.kind)) { show("library"); const made = state.adapters.find((item) => item.id.startsWith(job.id)); if (made) say("open-adapter", made.id); }
+  if (["merge", "resize", "probe", "extract"].includes(job.kind)) { show("library"); const made = state.adapters.find((item) => item.id.startsWith(job.id)); if (made) say("open-adapter", made.id); }
 }
 
 async function remove(job) {

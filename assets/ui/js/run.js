@@ -9,6 +9,7 @@ import { exportDialog } from "./exporting.js";
 import { bytes, count, duration, figure, small } from "./format.js";
 import { History } from "./history.js";
 import { evaluateRun, forkRun } from "./judging.js";
+import { byLevel, probeCard } from "./levels.js";
 import { liveRuns } from "./runs.js";
 import { filmstrip } from "./samples.js";
 import { show } from "./shell.js";
@@ -81,7 +82,7 @@ function controls() {
 }
 
 function useRun() {
-  const made = state.adapters.find((one) => one.run === open);
+  const made = state.adapters.find((one) => one.run === open && one.name === job(open)?.name) ?? state.adapters.find((one) => one.run === open);
   if (!made) return;
   show("generate");
   say("stack-add", { name: made.name });
@@ -164,9 +165,9 @@ export function mount(element) {
   const stateBadge = h("span");
   const bar = h("div", { class: "st-track is-tall", role: "progressbar", "aria-label": "Training", "aria-valuemin": 0, "aria-valuemax": 100 }, h("i"));
   const words = h("p", { class: "st-run-words" });
-  const [numbers, tools, plot, strip, points, lines] = [figures(), controls(), chart(), filmstrip(), checkpoints(), log()];
+  const [numbers, tools, plot, levels, probe, strip, points, lines] = [figures(), controls(), chart(), byLevel(), probeCard(), filmstrip(), checkpoints(), log()];
   const legend = h("span", { class: "st-legend" }, h("i", { class: "is-trained" }), "trained", h("i", { class: "is-held" }), "held out, with the 95 % interval");
-  const body = h("div", { class: "st-run" }, h("header", { class: "st-run-head" }, h("div", { class: "st-run-title" }, name, stateBadge), tools.node), words, bar, numbers.node, h("section", { class: "st-card" }, h("h3", {}, "Loss", legend), plot.node), strip.node, points.node, lines.node);
+  const body = h("div", { class: "st-run" }, h("header", { class: "st-run-head" }, h("div", { class: "st-run-title" }, name, stateBadge), tools.node), words, bar, numbers.node, h("section", { class: "st-card" }, h("h3", {}, "Loss", legend), plot.node), levels.node, probe.node, strip.node, points.node, lines.node);
   const none = empty("train", "Nothing has been trained yet", ["Choose an image set on the left, look over the settings, and press Start. The demo base trains in a minute, even without a graphics card."]);
   none.append(h("ol", { class: "st-steps" }, ["Pictures", "Settings", "Start", "Watch it learn here"].map((text, i) => h("li", {}, h("b", {}, String(i + 1)), text))));
   element.replaceChildren(h("section", { class: "st-panel is-plain", "aria-label": "Run" }, h("div", { class: "st-scroll" }, none, body)));
@@ -191,6 +192,8 @@ export function mount(element) {
     tools.draw(record);
     plot.set(history ? [...history.points].sort((a, b) => a[0] - b[0]) : [], record.total, history ? [...history.looks.values()].sort((a, b) => a.step - b.step) : [], history?.rates);
     legend.hidden = !history?.looks.size;
+    levels.set(history ? [...history.looks.values()].sort((a, b) => a.step - b.step) : []);
+    probe.set(record.result?.probe);
     strip.draw(record, history);
     points.draw();
     lines.draw(record);
