@@ -82,7 +82,7 @@ class Reader:
                 _fill(file, part, place.path)
                 there[begin : begin + len(part)].copy_(part, non_blocking=True)
                 if copied is not None:
-                    copied.record()
+                    copied.record(torch.cuda.current_stream(self.device))
         return found
 
     def _stages(self) -> list[tuple[Tensor, Any]]:
