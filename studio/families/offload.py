@@ -7,6 +7,7 @@ What is trained beside the weights stays on the device.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from studio.errors import RunError
 from studio.families.away import SLOTS, aligned, blocks, chosen
 
+COPIERS = 4  # blocks that are copied and page-locked at once
 Mine = Callable[[str], bool]  # whether the tensor of that name is trained, not the base's own
 Also = Callable[[nn.Module], Iterable[Tensor]]  # further tensors of a module that see the base's own memory
 
@@ -42,11 +44,14 @@ def settle(model: nn.Module, waiting: Collection[str], device: torch.device, min
 
 def wait(model: nn.Module, waiting: Collection[str], device: torch.device, mine: Mine = _none, also: Also = _none) -> "Ring":
     """Let these blocks of a settled model come when they are needed; `Ring.close` ends it. Raises RunError if main memory does not do."""
-    found = []
-    for name in waiting:
+
+    def block(name: str) -> Block:
         module = model.get_submodule(name)
         own = [tensor for inner, tensor in _tensors(module) if not mine(inner)]
-        found.append(Block(module, [*own, *(tensor for one in module.modules() for tensor in also(one))], device))
+        return Block(module, [*own, *(tensor for one in module.modules() for tensor in also(one))], device)
+
+    with ThreadPoolExecutor(COPIERS) as pool:
+        found = list(pool.map(block, waiting))
     return Ring(found, device)
 
 
@@ -87,13 +92,13 @@ class Block:
     def __init__(self, module: nn.Module, tensors: list[Tensor], device: torch.device):
         self.module, self.pieces, self.size = module, *_laid_out(tensors)
         self.home = torch.empty(self.size, dtype=torch.uint8)
-        self.pinned = device.type == "cuda"
-        if self.pinned:
-            _pin(self.home)
         self.views: dict[int, list[Tensor]] = {}  # by the address of the memory
         for piece, place in zip(self.pieces, self._views(self.home), strict=True):
             place.copy_(piece.tensor.data)
             piece.tensor.data = place
+        self.pinned = device.type == "cuda"
+        if self.pinned:
+            _pin(self.home)
 
     def bind(self, memory: Tensor) -> None:
         """Let the module compute with the weights in this copy of them."""

@@ -65,7 +65,7 @@ def _trained(start: Start, store: Cache, folder: Path, own: "Own", preview: Prev
         preflight.memory(base, store.dtype, where, made.config.base_format, made.config.block_offload or 0.0)
         run.begin(start.resumed)
         preflight.disk(folder, run.parameters, made.config.model_copy(update={"steps": made.steps}), run.step)
-        previewer = Previewer(preview, store.family, run.components, folder, run.shown)
+        previewer = Previewer(preview, store.family, run.components, folder, run.shown, store.apart)
         yield Started(step=run.step, total=made.steps, settings=run.settings(), facts=run.facts())
         if team.main and run.step == 0 and run.looks():
             yield run.validate()

@@ -1,6 +1,6 @@
 """Pictures during training: lend the live components to a sampler and take them back unchanged."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import nn
 from studio.data.cache import release
 from studio.errors import Cancelled, StudioError
 from studio.events import Event, Sample, Warned
+from studio.families import offload
 from studio.families.base import Components, Family
 from studio.killpoints import reached
 
@@ -19,10 +20,14 @@ Weights = Callable[[], AbstractContextManager[None]]  # within, the layers hold 
 
 
 class Previewer:
-    """Calls `preview` with all parts of the base. VAE and text encoders rest in main memory between calls."""
+    """Calls `preview` with all parts of the base. VAE and text encoders rest in main memory between calls.
 
-    def __init__(self, preview: Preview | None, family: Family, components: Components, folder: Path, weights: Weights):
+    apart: what is too large for the device beside the rest; text encoders then come to it block by block.
+    """
+
+    def __init__(self, preview: Preview | None, family: Family, components: Components, folder: Path, weights: Weights, apart: Collection[str] = frozenset()):
         self.preview, self.family, self.components, self.folder, self.weights = preview, family, components, folder, weights
+        self.apart = apart
         self.resting: dict[str, Any] | None = None
 
     def show(self, step: int) -> Iterator[Event]:
@@ -60,8 +65,9 @@ class Previewer:
         before = dict(c.parts)
         devices = [c.device] if c.device.type == "cuda" else []
         training = c.denoiser.training
+        rings: list[offload.Ring] = []
         try:
-            _move(self.resting, c.device)
+            rings += self._fetched(self.resting)
             c.parts.update(self.resting)
             c.denoiser.eval()
             with torch.random.fork_rng(devices):
@@ -70,12 +76,19 @@ class Previewer:
             c.denoiser.train(training)
             c.parts.clear()
             c.parts.update(before)
+            for ring in rings:
+                ring.close()
             if c.device.type != "cpu":
-                _move(self.resting, torch.device("cpu"))
+                for part in self.resting.values():
+                    if isinstance(part, nn.Module):
+                        part.to("cpu")
                 release(c.device)
 
-
-def _move(parts: dict[str, Any], device: torch.device) -> None:
-    for part in parts.values():
-        if isinstance(part, nn.Module):
-            part.to(device)
+    def _fetched(self, parts: dict[str, Any]) -> Iterator[offload.Ring]:
+        """Put the parts on the device, text encoders that are too large for it block by block."""
+        c = self.components
+        for name, part in parts.items():
+            if name in c.facts.text_encoders and "text" in self.apart:
+                yield offload.stream(part, c.device)
+            elif isinstance(part, nn.Module):
+                part.to(c.device)

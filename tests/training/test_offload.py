@@ -1,14 +1,20 @@
 """Runs whose blocks wait in main memory, as far as a CPU can tell: the same losses and the same file."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from studio import families
 from studio.errors import RunError
+from studio.events import Sample
 from studio.families import offload, sources
+from studio.families.base import Components
 from studio.training import placing, preflight
+from studio.training.previews import Previewer
 
 from .conftest import Studio
 from .test_fast import Bench
@@ -54,3 +60,25 @@ def test_fused_steps_with_waiting_blocks_are_the_same_bit_for_bit(base: str) -> 
     ring.rest()
     assert not any(slot.holds or slot.bound for slot in ring.slots)
     assert plain.losses(batches[:1], rates[:1]) == waits.losses(batches[:1], rates[:1])
+
+
+def test_previews_borrow_text_encoders_block_by_block_where_they_do_not_fit(tmp_path: Path) -> None:
+    base, family = sources.find("demo-flux"), families.get("flux")
+    found: list[dict[str, torch.Tensor]] = []
+    streamed: list[bool] = []
+
+    def preview(c: Components, step: int, folder: Path) -> Iterator[Sample]:
+        streamed.append(any(offload.is_waiting(module) for module in c.parts["text_encoder_2"].modules()))
+        found.append(family.encode_prompt(c, [(("a yellow sun", 1.0),)]))
+        yield Sample(step=step, path="samples/1.png", prompt="p", seed=1)
+
+    for apart in (frozenset(), frozenset({"text"})):
+        c = family.load(base, ["denoiser"], torch.float32, torch.device("cpu"))
+        previewer = Previewer(preview, family, c, tmp_path, nullcontext, apart)
+        for step in range(2):
+            assert [event.kind for event in previewer.show(step)] == ["sample"]
+        assert previewer.resting and not any(offload.is_waiting(module) for module in previewer.resting["text_encoder_2"].modules())
+        assert "text_encoder_2" not in c.parts
+    assert streamed == [False, False, True, True]
+    for again in found[1:]:
+        assert all(torch.equal(tensor, found[0][name]) for name, tensor in again.items())
