@@ -28,6 +28,7 @@ from studio.generation.stack import Mode, Rows, Stack
 from studio.lora import formats
 
 LOOKS, WARM = 8, 4
+TURNS = 7  # of looks with and without a stack
 SHORTER = 10  # steps where a ratio is asked for, or a difference
 STACKED = 4  # adapters of the stack that is measured
 GIB = 2**30
@@ -73,6 +74,7 @@ def _ours(drawn: Drawn, speed: Speed, steps: int, folder: Path) -> Iterator[dict
                 yield from _unseen(drawn, stack, mode, look, folder / "files")
                 yield from _changes(drawn, stack, rows, mode, look)
                 yield {"what": f"look, {mode} {len(rows)}", "seconds": _median(drawn, look), "layers": max(1, stack._live.layers)}
+            yield from _in_turns(drawn, stack, rows, look)
             if speed != "compile":  # for every size of a batch it would compile for a minute
                 yield from _batched(drawn, stack, rows)
             stack.set([])
@@ -131,6 +133,27 @@ def _unseen(drawn: Drawn, stack: Stack, mode: Mode, look: Callable[[], Any], fol
         for _ in range(WARM):
             look()
     yield {"what": f"change, {mode} {STACKED}, new files", "seconds": sum(parts.values()), **parts}
+
+
+def _in_turns(drawn: Drawn, stack: Stack, rows: Rows, look: Callable[[], Any]) -> Iterator[dict[str, Any]]:
+    """Looks with and without the stack in turns, so that a machine that slows down meanwhile does not tell; ratios turn by turn."""
+    ways: dict[str, tuple[Rows, Mode]] = {"no LoRA": ((), "auto"), "baked": (rows, "baked"), "live": (rows, "live")}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    changes: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(TURNS):
+        for name, (stacked, mode) in ways.items():
+            synchronize(drawn.c.device)
+            began = time.perf_counter()
+            stack.set(stacked, mode=mode)
+            synchronize(drawn.c.device)
+            changes[name].append(time.perf_counter() - began)
+            look()
+            seconds[name].append(_median(drawn, look, 3))
+    for name in ("baked", "live"):
+        ratios = sorted(one / plain for one, plain in zip(seconds[name], seconds["no LoRA"], strict=True))
+        change = statistics.median(one / plain for one, plain in zip(changes[name], seconds["no LoRA"], strict=True))
+        told = {"ratio": statistics.median(ratios), "ratios": [round(one, 4) for one in ratios], "change_in_looks": change}
+        yield {"what": f"{name} {len(rows)} against no LoRA, in turns", "seconds": statistics.median(seconds[name]), **told}
 
 
 def _batched(drawn: Drawn, stack: Stack, rows: Rows) -> Iterator[dict[str, Any]]:
