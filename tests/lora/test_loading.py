@@ -45,9 +45,7 @@ def test_numbers_at_odd_places_are_read(tmp_path: Path) -> None:
     import json
     import struct
 
-    header = json.dumps(
-        {"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [3, 11]}}
-    ).encode()
+    header = json.dumps({"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [3, 11]}}).encode()
     path = tmp_path / "odd.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes([1, 2, 3]) + struct.pack("<2f", 0.5, -4.0))
     found = load(path, read_header(path))
