@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from studio.api import adapters, bases, images, jobs, presets, sets, settings, stream, tools
+from studio.api import adapters, bases, images, jobs, presets, sets, settings, stream, sweeps, tools
 from studio.api.guards import Guard
 from studio.api.replies import without_paths
 from studio.errors import StudioError
@@ -30,7 +30,7 @@ def app(workspace: Workspace) -> FastAPI:
         yield
 
     application = FastAPI(title="LoRA Studio", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    for part in (sets, jobs, adapters, tools, images, presets, bases, settings, stream):
+    for part in (sets, jobs, sweeps, adapters, tools, images, presets, bases, settings, stream):
         application.include_router(part.routes(workspace), prefix="/api")
     application.add_api_route("/api/{rest:path}", _nothing, methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     application.add_exception_handler(StudioError, _told)

@@ -64,7 +64,7 @@ def _submit(router: APIRouter, workspace: Workspace) -> None:
 
     @router.post("/train", status_code=201)
     def train(body: dict[str, Any], idempotency_key: Key = "") -> dict[str, Any]:
-        _no_output(body)
+        no_output(body)
         return public(jobs.train(build(TrainConfig, body), idempotency_key))
 
     @router.post("/generate", status_code=201)
@@ -88,7 +88,8 @@ def _submit(router: APIRouter, workspace: Workspace) -> None:
         return public(jobs.export(body.source, target, body.format, body.dtype))
 
 
-def _no_output(settings: dict[str, Any]) -> None:
+def no_output(settings: dict[str, Any]) -> None:
+    """Raise SettingsError if the settings name a file to write, as only a command line may."""
     if settings.get("output"):
         raise SettingsError("setting 'output' is for the command line; here the file is found in the library and under exports")
 
@@ -200,12 +201,12 @@ def _steer(router: APIRouter, workspace: Workspace) -> None:
 
     @router.post("/{id}/duplicate", status_code=201)
     def duplicate(id: str, body: Changes, idempotency_key: Key = "") -> dict[str, Any]:
-        _no_output(body.changes)
+        no_output(body.changes)
         return public(jobs.duplicate(id, body.changes, idempotency_key))
 
     @router.post("/{id}/fork", status_code=201)
     def fork(id: str, body: Changes, idempotency_key: Key = "") -> dict[str, Any]:
-        _no_output(body.changes)
+        no_output(body.changes)
         return public(jobs.fork(id, body.changes, idempotency_key))
 
     @router.post("/{id}/evaluate", status_code=201)

@@ -90,8 +90,29 @@ LINES = {"prompt": 4, "negative_prompt": 2, "sample_prompts": 3, "word_init": 2,
 WIDE = frozenset(
     {"base", "target_pattern", "block_ranks", "block_alphas", "block_rates", "prompt", "negative_prompt", "sample_prompts", "start_from", "encoders", "vae"}
 )
-# What an empty setting means, where "auto" does not say it.
-EMPTY = {"hires_scale": "off", "upscale": "off", "true_cfg": "off", "hires_steps": "as many", "tile": "the base's own"}
+# What an empty setting means where no base or family says it and the studio does not choose.
+EMPTY = {
+    "vae": "the base's own",
+    "encoders": "the base's own",
+    "epochs": "by steps",
+    "target_pattern": "by targets",
+    "alpha": "as the rank",
+    "text_encoder_learning_rate": "off",
+    "text_encoder_stop": "never",
+    "start_from": "a new one",
+    "word_learning_rate": "5 times the run's",
+    "word_stop": "never",
+    "ema_decay": "off",
+    "min_snr_gamma": "off",
+    "flow_shift": "the scheduler's",
+    "preference_beta": "off",
+    "early_stop": "never",
+    "hires_scale": "off",
+    "upscale": "off",
+    "true_cfg": "off",
+    "hires_steps": "as many",
+    "tile": "the base's own",
+}
 MOST_SHOWN = 1_000_000  # a greater bound says nothing to people
 ON_OFF = [("As the base wants", ""), ("On", "on"), ("Off", "off")]
 
@@ -119,13 +140,26 @@ class Form:
     def placeholders(self, defaults: Mapping[str, Any]) -> dict[Any, Any]:
         """Updates that show what an empty widget stands for."""
         shown = {name: widget for name, widget in self.widgets.items() if isinstance(widget, gr.Textbox) and _optional(self.kind.model_fields[name])}
-        return {widget: gr.update(placeholder=_words(defaults.get(name, EMPTY.get(name)))) for name, widget in shown.items()}
+        told = {**EMPTY, **{name: value for name, value in defaults.items() if value is not None}}
+        return {widget: gr.update(placeholder=_words(told.get(name))) for name, widget in shown.items()}
+
+
+def label_of(name: str) -> str:
+    return LABELS.get(name, name.replace("_", " ").capitalize())
+
+
+def choices_of(kind: type[Settings], name: str) -> list[str]:
+    """The values of a setting that has a fixed few; none for any other."""
+    bare = _bare(kind.model_fields[name].annotation)
+    if bare is bool:
+        return ["true", "false"]
+    return [str(value) for value in typing.get_args(bare)] if typing.get_origin(bare) is typing.Literal else []
 
 
 def widget(kind: type[Settings], name: str, choices: Sequence[Any] | None = None) -> Widget:
     """The widget of one field."""
     field = kind.model_fields[name]
-    label, help = LABELS.get(name, name.replace("_", " ").capitalize()), field.description
+    label, help = label_of(name), field.description
     common: dict[str, Any] = {"label": label, "info": help, "elem_id": f"{kind.__name__.removesuffix('Config').lower()}-{name}"}
     common["elem_classes"] = ["st-field", *(["is-wide"] if name in WIDE else [])]
     bare = _bare(field.annotation)
@@ -142,10 +176,10 @@ def widget(kind: type[Settings], name: str, choices: Sequence[Any] | None = None
     if bare in (int, float):
         common["info"] = f"{help} ({_range(field)})"
         attributes = gr.InputHTMLAttributes(autocorrect="off", spellcheck=False)
-        return gr.Textbox(value=_shown(default), max_lines=1, placeholder=_words(None) if _optional(field) else None, html_attributes=attributes, **common)
+        return gr.Textbox(value=_shown(default), max_lines=1, placeholder=_words(EMPTY.get(name)) if _optional(field) else None, html_attributes=attributes, **common)
     lines = LINES.get(name, 1)
     return gr.Textbox(
-        value=_shown(default) or "", lines=lines, max_lines=1 if lines == 1 else 10, placeholder=_words(None) if _optional(field) else None, **common
+        value=_shown(default) or "", lines=lines, max_lines=1 if lines == 1 else 10, placeholder=_words(EMPTY.get(name)) if _optional(field) else None, **common
     )
 
 

@@ -8,12 +8,13 @@ from studio.config import BaseChoice, TrainConfig, build, safe_stem
 from studio.config.recipes import find, fits, recipes
 from studio.ui.commands import Reply, Values, connect
 from studio.ui.components import slot, splitter
-from studio.ui.forms import Form, widget
+from studio.ui.forms import Form, choices_of, label_of, widget
 from studio.workspace import Workspace
 
 SIMPLE = ("base", "name", "trigger", "steps", "resolution", "rank", "learning_rate", "sample_every", "save_every", "sample_prompts")
 STARTS_WITH = {"sample_every": "50"}  # whoever watches wants to see something; the command line makes none unless asked
 ELSEWHERE = {"images", "output"}  # chosen beside the form, or for the command line alone
+OFTEN_SWEPT = ("learning_rate", "rank", "steps", "network", "optimizer", "lr_schedule", "alpha", "resolution", "batch_size")
 ADVANCED = {group.TITLE: [name for name in group.model_fields if name not in (*SIMPLE, *ELSEWHERE)] for group in TrainConfig.GROUPS}
 
 
@@ -28,10 +29,10 @@ def train_view(workspace: Workspace) -> None:
                 slot("recipes.js", "train-recipe", options={"recipes": [{"name": one.name, "title": one.title, "about": one.about} for one in recipes()]})
                 slot("search.js", "train-search", options={"form": "train-form", "folds": "train-advanced", "fold": "train-fold"})
                 form = _form([base.name for base in workspace.bases.list()])
-            slot("train.js", "train-foot")
+            slot("train.js", "train-foot", options={"settings": swept()})
         splitter("settings", "Width of the settings", initial=352, limits=(280, 620), side=1)
         slot("run.js", "train-run")
-    commands = {"start": _start(workspace), "choose_set": _choose_set(form), "continue_from": _continue_from(workspace, form)}
+    commands = {"start": _start(workspace), "sweep": _sweep(workspace), "choose_set": _choose_set(form), "continue_from": _continue_from(workspace, form)}
     connect(workspace, form, {**commands, "recipe": _recipe(workspace, form)})
 
 
@@ -63,6 +64,21 @@ def _start(workspace: Workspace) -> Any:
         return {"id": job.id}, {}
 
     return start
+
+
+def swept() -> list[dict[str, str]]:
+    """What a sweep may go over: names, labels, and what a value looks like; the usual ones first."""
+    names = [*OFTEN_SWEPT, *(name for name in TrainConfig.model_fields if name not in (*OFTEN_SWEPT, *ELSEWHERE, "name"))]
+    return [{"name": name, "label": label_of(name), "values": ", ".join(choices_of(TrainConfig, name))} for name in names]
+
+
+def _sweep(workspace: Workspace) -> Any:
+    def sweep(settings: Values, payload: Values) -> Reply:
+        """One run for every combination of values; the first of them."""
+        jobs = workspace.sweeps.submit(build(TrainConfig, {**settings, "images": payload["images"]}), [str(row) for row in payload["over"]])
+        return {"id": jobs[0].id, "n": len(jobs)}, {}
+
+    return sweep
 
 
 def _recipe(workspace: Workspace, form: Form) -> Any:

@@ -65,6 +65,15 @@ class CheckpointRecord(Record):
     best: bool = Field(default=False, description="has the lowest held-out loss of its run")
 
 
+class SweepRecord(Record):
+    """Trainings that differ in the values of some settings."""
+
+    id: str = Field(description="that of its first run")
+    name: str
+    rows: tuple[str, ...] = Field(description="what was swept over, as SETTING=A,B")
+    jobs: tuple[str, ...]
+
+
 class PictureRecord(Record):
     name: str
     width: int

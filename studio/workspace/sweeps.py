@@ -1,18 +1,21 @@
 """One training for every value of some settings, through the queue, and a sheet that shows them side by side."""
 
+import contextlib
 import itertools
+import json
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from studio.config import TrainConfig, build, safe_stem
-from studio.errors import SettingsError
+from studio.errors import NotFound, SettingsError
 from studio.events import Sample
 from studio.jobs.folder import JobFolder
+from studio.library.files import write_whole
 from studio.library.layout import Layout
 from studio.workspace.jobs import Jobs
-from studio.workspace.records import JobRecord
+from studio.workspace.records import JobRecord, SweepRecord
 
 MOST = 64  # runs of one sweep
 MARGIN, LINE = 12, 22  # pixels of the sheet
@@ -27,17 +30,43 @@ class Sweeps:
 
     def submit(self, config: TrainConfig, rows: Sequence[str]) -> list[JobRecord]:
         """Put a run for every combination into the queue, all with one seed. Raises SettingsError before the first if a value does not fit."""
-        return [self._jobs.train(one) for one in spread(config, rows)]
+        jobs = [self._jobs.train(one) for one in spread(config, rows)]
+        told = SweepRecord(id=jobs[0].id, name=config.name, rows=tuple(rows), jobs=tuple(job.id for job in jobs))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self._folder / f"{told.id}.json", told.model_dump_json().encode())
+        return jobs
+
+    def begun(self) -> list[SweepRecord]:
+        """Every sweep that was begun here, newest first."""
+        paths = sorted(self._folder.glob("*.json"), reverse=True)
+        return [SweepRecord(**json.loads(path.read_bytes())) for path in paths]
+
+    def picture(self, id: str) -> Path:
+        """The sheet of a sweep as its runs stand now. Raises NotFound while none of them has drawn a sample."""
+        found = next((one for one in self.begun() if one.id == id), None)
+        if found is None:
+            raise NotFound(f"no sweep {id!r}")
+        sheet = self.sheet(found.name, found.jobs)
+        if sheet is None:
+            raise NotFound(f"no run of the sweep {found.name!r} has drawn samples yet; sample_every says when it does")
+        return sheet
 
     def sheet(self, name: str, ids: Sequence[str]) -> Path | None:
-        """A picture with the last samples of every run in a row of its own, under its name; None if no run drew any."""
-        rows = [(self._jobs.show(id).name, self._last_samples(id)) for id in ids]
-        if not any(pictures for _, pictures in rows):
+        """A picture with the last samples of every run in a row of its own, under its name; None if no run drew any. Runs that were removed are left out."""
+        found = []
+        for id in ids:
+            with contextlib.suppress(NotFound):
+                found.append((self._jobs.show(id).name, self._last_samples(id)))
+        if not any(pictures for _, pictures in found):
             return None
-        target = self._layout.root / "sheets" / f"{safe_stem(name)}-{ids[0]}.png"
+        target = self._folder / f"{safe_stem(name)}-{ids[0]}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        _draw([row for row in rows if row[1]], target)
+        _draw([row for row in found if row[1]], target)
         return target
+
+    @property
+    def _folder(self) -> Path:
+        return self._layout.root / "sheets"
 
     def _last_samples(self, id: str) -> list[Path]:
         folder = JobFolder.of(self._layout.jobs, id)

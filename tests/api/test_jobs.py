@@ -149,3 +149,18 @@ def test_a_full_disk_is_told_as_one(client: TestClient, filled: str, monkeypatch
     name = client.get(f"/api/sets/{filled}").json()["pictures"][0]["name"]
     reply = client.patch(f"/api/sets/{filled}/pictures/{name}", json={"caption": "new"})
     assert (reply.status_code, reply.json()["error"]) == (507, "the disk is full; free some space and do it again")
+
+
+def test_a_sweep_is_many_runs_and_a_run_is_held_against_a_recipe(client: TestClient, filled: str) -> None:
+    wish = {"settings": {"images": filled, "name": "swept", "base": "demo-sdxl", "steps": 3}, "over": ["rank=2,4", "lr_schedule=constant,cosine"]}
+    made = client.post("/api/sweeps", json=wish)
+    assert made.status_code == 201 and len(made.json()["jobs"]) == 4
+    assert client.get("/api/sweeps").json()["items"] == [{"id": made.json()["id"], "name": "swept", "rows": wish["over"], "jobs": made.json()["jobs"]}]
+    assert client.get(f"/api/sweeps/{made.json()['id']}/sheet").status_code == 404
+    assert client.post("/api/sweeps", json={**wish, "over": ["output=a"]}).status_code == 422
+    assert client.post("/api/sweeps", json={**wish, "settings": {**wish["settings"], "output": "/tmp/a.safetensors"}}).status_code == 422
+    names = [recipe["name"] for recipe in client.get("/api/recipes").json()["items"]]
+    rows = client.get(f"/api/recipes/{names[-1]}/diff/{made.json()['jobs'][0]}").json()["items"]
+    assert {"setting": "rank", "run": 2}.items() <= next(row for row in rows if row["setting"] == "rank").items() and all(row["why"] for row in rows)
+    line = client.get(f"/api/jobs/{made.json()['jobs'][0]}/command").json()
+    assert line["cut"] is False and line["command"].startswith(f"lora-studio train --images {filled} --name swept-rank-2-lr_schedule-constant")

@@ -1,6 +1,10 @@
-"""Claims about the Train form: settings are found by words, and a recipe fills them."""
+"""Claims about the Train form: settings are found by words, a recipe fills them, and several values of one are several runs."""
 
-from .conftest import Watched
+import urllib.request
+
+from playwright.sync_api import expect
+
+from .conftest import Studio, Watched
 
 
 def shown(page) -> set[str]:
@@ -37,3 +41,38 @@ def test_a_recipe_fills_the_form_and_one_of_another_family_does_not(watched: Wat
     page.wait_for_selector("text=That recipe does not fit")
     assert page.input_value("#train-recipe select") == "sdxl-style"
     assert watched.errors == []
+
+
+def test_a_sweep_is_started_and_compared_and_a_run_held_against_a_recipe(watched: Watched, studio: Studio) -> None:
+    page = watched.page
+    watched.view("train")
+    for name, value in (("name", "swept"), ("steps", "2"), ("resolution", "64"), ("batch_size", "1"), ("sample_every", "2"), ("sample_prompts", "a cat")):
+        if name == "batch_size":
+            page.click("#train-fold .st-fold")
+        page.locator(f"#train-{name} :is(input, textarea)").fill(value)
+    page.get_by_role("button", name="Sweep", exact=True).click()
+    box = page.get_by_role("dialog", name="Sweep over settings")
+    go = box.get_by_role("button", name="Start")
+    expect(go).to_have_attribute("aria-disabled", "true")
+    box.get_by_label("Setting 1").select_option("rank")
+    box.get_by_label("Values 1").fill("2, many")
+    expect(box).to_contain_text("2 runs, all with one seed")
+    go.click()
+    expect(box.get_by_role("alert")).to_contain_text("setting rank 'many'")
+    box.get_by_label("Values 1").fill("2, 4")
+    go.click()
+    page.locator(".st-toast", has_text="2 runs are in the queue").get_by_role("button", name="Compare").click()
+    table = page.get_by_role("dialog", name="Sweep of swept")
+    expect(table.locator("tbody tr")).to_have_count(2)
+    expect(table.locator("tbody tr button").first).to_have_text("rank 2")
+    expect(table.locator(".st-badge", has_text="finished")).to_have_count(2, timeout=120_000)
+    expect(table.locator("img")).to_have_count(2, timeout=20_000)
+    sheet = table.get_by_role("link", name="As one picture").get_attribute("href")
+    assert urllib.request.urlopen(f"{studio.address}{sheet}").headers["content-type"] == "image/png"
+    table.get_by_role("button", name="rank 4", exact=True).click()
+    expect(page.locator(".st-run-name")).to_contain_text("swept-rank-4")
+    expect(page.get_by_role("button", name="Compare 2 runs")).to_be_visible()
+    page.locator("summary", has_text="Against a recipe").click()
+    page.get_by_label("Recipe to compare with").select_option("sdxl-style")
+    expect(page.locator("details[open] tr", has_text="rank").first).to_contain_text("4")
+    assert (watched.errors, watched.foreign) == ([], [])

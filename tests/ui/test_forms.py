@@ -1,9 +1,13 @@
+import re
+
 import gradio as gr
 import pytest
 
 from studio.config import GenerateConfig, Settings, TrainConfig, build
+from studio.families import sources
 from studio.ui import generate, train
-from studio.ui.forms import Form, widget
+from studio.ui.forms import EMPTY, Form, widget
+from studio.workspace.plans import defaults
 
 # Chosen elsewhere on the page, or for the command line alone.
 ELSEWHERE = {TrainConfig: {"images", "output"}, GenerateConfig: {"loras", "init_image", "mask", "grid"}}
@@ -66,6 +70,25 @@ def test_empty_widgets_show_what_the_base_takes() -> None:
     shown = {name: update["placeholder"] for name, w in made.widgets.items() if (update := made.placeholders({"steps": 20, "guidance": 4.0}).get(w))}
     assert (shown["steps"], shown["guidance"], shown["width"], shown["hires_scale"]) == ("20", "4", "auto", "off")
     assert "prompt" not in shown
+
+
+CHOSEN = {"block_offload"}  # empty means that the studio looks and decides: the only ones that may say "auto" under every base
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, GenerateConfig])
+def test_an_empty_box_says_what_its_explanation_says(kind: type[Settings]) -> None:
+    """Off is "off" and never is "never", whatever base is chosen; what only a base knows is "auto" until one is."""
+    made = form(kind)
+    base = sources.find("demo-sdxl")
+    known = {name for source in defaults(base, kind.__name__.removesuffix("Config").lower()) for name in source}
+    shown = {name: w.placeholder for name, w in made.widgets.items() if isinstance(w, gr.Textbox) and w.placeholder}
+    assert {name for name, words in shown.items() if words == "auto"} <= known | CHOSEN
+    for name, words in shown.items():
+        said = (kind.model_fields[name].description or "").lower()
+        assert ("empty is off" in said) == (words == "off"), name
+        assert words == "never" or not re.search(r"empty (is )?never", said), name
+    assert not EMPTY.keys() - TrainConfig.model_fields.keys() - GenerateConfig.model_fields.keys()
+    assert not EMPTY.keys() & known, "a base says these"
 
 
 def test_a_choice_that_is_left_open_says_so_and_stays_open() -> None:

@@ -4,7 +4,10 @@ import pytest
 from PIL import Image
 
 from studio.config import TrainConfig, build
-from studio.errors import SettingsError
+from studio.errors import NotFound, SettingsError
+from studio.events import Sample
+from studio.jobs.folder import EventWriter, JobFolder
+from studio.workspace import Workspace
 from studio.workspace.sweeps import _draw, spread
 
 
@@ -56,3 +59,24 @@ def test_the_sheet_holds_every_picture_unchanged(tmp_path):
     sheet = Image.open(tmp_path / "sheet.png")
     colours = {colour: n for n, colour in sheet.getcolors(100_000)}
     assert [colours[colour] for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))] == [1200] * 3
+
+
+def test_a_sweep_is_known_by_its_runs_and_drawn_as_far_as_they_are(tmp_path):
+    with Workspace.open(tmp_path / "data") as studio:
+        first, second = studio.sweeps.submit(config(images="blueprint"), ["rank=2,4"])
+        assert (first.settings["rank"], second.settings["rank"]) == (2, 4) and first.settings["seed"] == second.settings["seed"]
+        [told] = studio.sweeps.begun()
+        assert (told.id, told.name, told.rows, told.jobs) == (first.id, "fox", ("rank=2,4",), (first.id, second.id))
+        with pytest.raises(NotFound, match="has drawn samples yet"):
+            studio.sweeps.picture(told.id)
+        with pytest.raises(NotFound, match="no sweep"):
+            studio.sweeps.picture(second.id)
+        folder = JobFolder.of(studio.layout.jobs, second.id)
+        Image.new("RGB", (40, 30), "lime").save(folder.path / "a.png")
+        writer = EventWriter(folder.events_file)
+        writer.append(Sample(step=5, prompt="x", path="a.png", seed=1))
+        writer.close()
+        studio.jobs.cancel(first.id)
+        studio.jobs.remove(first.id)
+        sheet = Image.open(studio.sweeps.picture(told.id))
+        assert {colour: n for n, colour in sheet.getcolors(100_000)}[(0, 255, 0)] == 1200

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { on, remember, remembered, say } from "./bus.js";
+import { against } from "./against.js";
 import { chart } from "./chart.js";
 import { menu } from "./dialogs.js";
 import { badge, button, empty, h, icon, keyed, setReason } from "./dom.js";
@@ -14,6 +15,7 @@ import { liveRuns } from "./runs.js";
 import { filmstrip } from "./samples.js";
 import { show } from "./shell.js";
 import { isActive, job, state } from "./state.js";
+import { compare, sweepOf } from "./sweeps.js";
 import { failed, toast } from "./toasts.js";
 
 const TONES = { running: "accent", paused: "warn", queued: "", finished: "good", failed: "bad", cancelled: "", interrupted: "warn" };
@@ -165,9 +167,10 @@ export function mount(element) {
   const stateBadge = h("span");
   const bar = h("div", { class: "st-track is-tall", role: "progressbar", "aria-label": "Training", "aria-valuemin": 0, "aria-valuemax": 100 }, h("i"));
   const words = h("p", { class: "st-run-words" });
-  const [numbers, tools, plot, levels, probe, strip, points, lines] = [figures(), controls(), chart(), byLevel(), probeCard(), filmstrip(), checkpoints(), log()];
+  const [numbers, tools, plot, levels, probe, strip, points, recipe, lines] = [figures(), controls(), chart(), byLevel(), probeCard(), filmstrip(), checkpoints(), against(), log()];
+  const swept = button("Sweep", { kind: "small quiet", symbol: "layers", title: "The runs of this sweep, side by side", act: () => compare(sweepOf(open)) });
   const legend = h("span", { class: "st-legend" }, h("i", { class: "is-trained" }), "trained", h("i", { class: "is-held" }), "held out, with the 95 % interval");
-  const body = h("div", { class: "st-run" }, h("header", { class: "st-run-head" }, h("div", { class: "st-run-title" }, name, stateBadge), tools.node), words, bar, numbers.node, h("section", { class: "st-card" }, h("h3", {}, "Loss", legend), plot.node), levels.node, probe.node, strip.node, points.node, lines.node);
+  const body = h("div", { class: "st-run" }, h("header", { class: "st-run-head" }, h("div", { class: "st-run-title" }, name, stateBadge, swept), tools.node), words, bar, numbers.node, h("section", { class: "st-card" }, h("h3", {}, "Loss", legend), plot.node), levels.node, probe.node, strip.node, points.node, recipe.node, lines.node);
   const none = empty("train", "Nothing has been trained yet", ["Choose an image set on the left, look over the settings, and press Start. The demo base trains in a minute, even without a graphics card."]);
   none.append(h("ol", { class: "st-steps" }, ["Pictures", "Settings", "Start", "Watch it learn here"].map((text, i) => h("li", {}, h("b", {}, String(i + 1)), text))));
   element.replaceChildren(h("section", { class: "st-panel is-plain", "aria-label": "Run" }, h("div", { class: "st-scroll" }, none, body)));
@@ -196,11 +199,16 @@ export function mount(element) {
     probe.set(record.result?.probe);
     strip.draw(record, history);
     points.draw();
+    recipe.draw(record);
+    const sweep = sweepOf(record.id);
+    swept.hidden = !sweep;
+    if (sweep) swept.lastChild.textContent = `Compare ${sweep.jobs.length} runs`;
     lines.draw(record);
   };
   const redraw = () => { if (!asked) { asked = true; requestAnimationFrame(draw); } };
   on("run-changed", redraw);
   on("adapters", redraw);
+  on("sweeps", redraw);
   on("view", redraw);
   on("open-run", openRun);
   on("event", ({ job: id, event }) => { if (id === open && history) { history.take(event); redraw(); } });

@@ -5,12 +5,14 @@ import { button, h, setReason } from "./dom.js";
 import { call } from "./form.js";
 import { chosenSet } from "./sets.js";
 import { shown } from "./commands.js";
+import { sweepDialog } from "./sweeps.js";
 import { toast } from "./toasts.js";
 
-export function mount(element) {
+export function mount(element, { settings }) {
   const why = h("small", { class: "st-why", role: "status" });
   let busy = false;
   const start = button("Start training", { kind: "primary large", symbol: "play", title: `Start  ·  ${shown("Mod+Enter")}`, act: () => go() });
+  const sweep = button("Sweep", { kind: "large", symbol: "layers", title: "Several runs that differ in the values of one or two settings", act: () => (reason() ? toast(reason(), { tone: "warn" }) : sweepDialog(settings, chosenSet().id)) });
   const reason = () => {
     const set = chosenSet();
     if (!set) return "Choose an image set first";
@@ -35,7 +37,7 @@ export function mount(element) {
     busy = false;
     return draw();
   }
-  element.replaceChildren(h("div", { class: "st-foot" }, why, start));
+  element.replaceChildren(h("div", { class: "st-foot" }, why, h("div", { class: "st-foot-row" }, start, sweep)));
   on("set-chosen", draw);
   on("run-train", go);
   on("continue-from", ({ name }) => call("train", "continue_from", { name }).then((base) => toast(`Training goes on from ${name}`, { detail: base ? `Base: ${base}` : "" })).catch((error) => toast("That LoRA cannot be gone on with", { tone: "bad", detail: error.message })));
