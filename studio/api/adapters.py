@@ -15,6 +15,7 @@ from studio.api.uploads import received
 from studio.config import BaseChoice, safe_stem
 from studio.errors import FormatError, StudioError
 from studio.workspace import Workspace
+from studio.workspace.library import cards
 
 
 class Token(BaseModel):
@@ -41,13 +42,14 @@ def _incoming(router: APIRouter, workspace: Workspace) -> None:
 
     @router.post("")
     async def add(request: Request) -> dict[str, Any]:
-        """Take .safetensors files in; each is told for itself."""
+        """Take .safetensors files in, with what side files of the same names say of them; each is told for itself."""
         added, rejected = [], []
         async with received(request, workspace.layout.tmp) as files:
-            for name, path in files:
+            told, loras = cards(files)
+            for name, path in loras:
                 try:
-                    stem = safe_stem(name.removesuffix(".safetensors"))
-                    added.append(_adapter(await run_in_threadpool(library.add, path, stem)))
+                    stem = name.removesuffix(".safetensors")
+                    added.append(_adapter(await run_in_threadpool(library.add, path, safe_stem(stem), told.get(stem))))
                 except StudioError as error:
                     rejected.append({"name": name, "message": str(error).replace(path.name, name)})
         return {"accepted": len(added), "items": added, "rejected": public(rejected), "skipped": 0}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from studio.config import GenerateConfig, build
@@ -39,7 +40,14 @@ def cells(config: GenerateConfig) -> tuple[Cell, ...]:
 
 
 def generate(
-    c: "Components", adapters: "Mapping[str, Adapter]", config: GenerateConfig, folder: Path, *, requests: "Requests", files: Mapping[str, Path]
+    c: "Components",
+    adapters: "Mapping[str, Adapter]",
+    config: GenerateConfig,
+    folder: Path,
+    *,
+    requests: "Requests",
+    files: Mapping[str, Path],
+    versions: Mapping[str, int] = MappingProxyType({}),
 ) -> Iterator[Event]:
     """Draw every cell into `folder`/cells, then `folder`/grid.png. adapters: by the names of all rows that any cell has.
 
@@ -56,7 +64,7 @@ def generate(
     for group in groups(todo):
         if made and "finish" in requests.pending():
             break
-        for number, event in _drawn(c, adapters, todo, group, folder, requests, files):
+        for number, event in _drawn(c, adapters, todo, group, folder, requests, files, versions):
             if isinstance(event, Cancelled):
                 raise Cancelled(f"the grid was cancelled; {len(made)} of {len(todo)} pictures are kept")
             if isinstance(event, Exception):
@@ -101,6 +109,7 @@ def _drawn(
     folder: Path,
     requests: "Requests",
     files: Mapping[str, Path],
+    versions: Mapping[str, int],
 ) -> "Iterator[Said]":
     """What is said while these cells are drawn, with the number of the cell."""
     from studio.generation import serving
@@ -110,7 +119,7 @@ def _drawn(
     for number in group:
         cell = todo[number].config
         rows = [(adapters[row.name], row) for row in cell.loras]
-        wanted.append(Order(cell, rows, folder / _place(number), requests, [row.name for row in cell.loras], files))
+        wanted.append(Order(cell, rows, folder / _place(number), requests, [row.name for row in cell.loras], files, versions))
     yield from ((group[i], event) for i, event in serving.serve(c, wanted))
 
 

@@ -31,7 +31,10 @@ class Requests(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """Pictures that are wanted. names: what the rows of the stack are called. files: where init_image, mask and the wildcards lie."""
+    """Pictures that are wanted. names: what the rows of the stack are called. files: where init_image, mask and the wildcards lie.
+
+    versions: numbers that Civitai knows adapters by, by their names.
+    """
 
     config: GenerateConfig
     stack: Rows
@@ -39,6 +42,7 @@ class Order:
     requests: Requests
     names: Sequence[str]
     files: Mapping[str, Path] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def begin(c: Components, order: Order) -> Going:
     """The order, checked. Raises InputError if its settings, adapters' names or pictures do not fit."""
     checked = plan(c, order.config, order.names, order.files)
     used = [
-        infotext.Used(name, row_of(strength, name).weight, adapter.metadata.get("sshs_model_hash", ""))
+        infotext.Used(name, row_of(strength, name).weight, adapter.metadata.get("sshs_model_hash", ""), order.versions.get(name, 0))
         for name, (adapter, strength) in zip(order.names, order.stack, strict=True)
     ]
     picture_files.check(checked.config, used, checked.model)

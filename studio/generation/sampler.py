@@ -48,15 +48,17 @@ def generate(
     requests: Requests,
     names: Sequence[str],
     files: Mapping[str, Path] = MappingProxyType({}),
+    versions: Mapping[str, int] = MappingProxyType({}),
 ) -> Iterator[Event]:
     """Draw config.count pictures into `folder`/images, each with the next seed and with its settings inside.
 
     stack: adapters and their strengths, called `names` in messages and in the pictures. The stack stays on the base for the next call.
+    versions: numbers that Civitai knows adapters by, for the pictures.
     files: where the pictures of init_image and mask, and the folder of wildcards, lie. Raises InputError before anything is drawn if
     settings, adapters or pictures do not fit, Cancelled on request between two steps or within one.
     """
     began = time.monotonic()
-    going = orders.begin(c, Order(config, stack, folder, requests, names, files))
+    going = orders.begin(c, Order(config, stack, folder, requests, names, files, versions))
     plan, config = going.plan, going.plan.config
     applied = stack_on(c)
     if stack:

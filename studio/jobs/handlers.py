@@ -201,10 +201,12 @@ def generate(work: Work) -> Iterator[Event]:
     c = work.warm.components(base, config.precision, lambda: sampler.open_base(base, config.precision, work.warm.device))
     if config.grid:
         adapters = {key.removeprefix("lora:"): work.warm.adapter(Path(path)) for key, path in work.manifest.paths.items() if key.startswith("lora:")}
-        yield from grids.generate(c, adapters, config, work.folder.path, requests=work.requests, files=passes.files(work))
+        yield from grids.generate(c, adapters, config, work.folder.path, requests=work.requests, files=passes.files(work), versions=passes.versions(work))
         return
     wanted = passes.order(work)
-    yield from sampler.generate(c, wanted.stack, config, wanted.folder, requests=wanted.requests, names=wanted.names, files=wanted.files)
+    yield from sampler.generate(
+        c, wanted.stack, config, wanted.folder, requests=wanted.requests, names=wanted.names, files=wanted.files, versions=wanted.versions
+    )
 
 
 def export(work: Work) -> Iterator[Event]:

@@ -9,6 +9,7 @@ from studio.config import GenerateConfig, build
 from studio.config.generating.passes import shared_pass
 from studio.errors import SettingsError
 from studio.events import Event, Loading
+from studio.library import civitai
 
 if TYPE_CHECKING:
     from studio.generation.orders import Order
@@ -85,7 +86,13 @@ def order(work: "Work") -> "Order":
 
     config = build(GenerateConfig, work.manifest.settings)
     stack = [(work.warm.adapter(Path(work.manifest.paths[f"lora:{row.name}"])), row) for row in config.loras]
-    return Order(config, stack, work.folder.path, work.requests, [row.name for row in config.loras], files(work))
+    return Order(config, stack, work.folder.path, work.requests, [row.name for row in config.loras], files(work), versions(work))
+
+
+def versions(work: "Work") -> dict[str, int]:
+    """The numbers that Civitai knows adapters of the library by, as far as they are known."""
+    loras = {key.removeprefix("lora:"): Path(path) for key, path in work.manifest.paths.items() if key.startswith("lora:")}
+    return {name: version for name, path in loras.items() if (version := civitai.version_of(path))}
 
 
 def files(work: "Work") -> dict[str, Path]:

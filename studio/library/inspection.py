@@ -9,7 +9,7 @@ from typing import Any
 from studio.errors import BaseError, InputError
 from studio.families import FAMILIES, get
 from studio.families.base import Base
-from studio.library import adapters
+from studio.library import adapters, civitai
 
 SHOWN = 20  # unknown tensors that are named
 THUMBNAIL_SIDE = 256  # pixels, as the model metadata standard advises
@@ -44,6 +44,7 @@ def inspected(path: Path, base: Base | None, rare_hashes: bool) -> dict[str, Any
     told |= {key: value for key, value in known.items() if key not in ("kind", "family", "facts")}
     told |= {"warnings": known["facts"]["warnings"]} if found.readable else {}
     told |= {"hashes": metadata.file_hashes(path, rare_hashes), "dtypes": sorted(set(header.dtypes.values())), "metadata": dict(header.metadata)}
+    told |= {"civitai": civitai.version_of(path)}
     others = seen_by_others(path) if found.readable else {"clients": [], "notes": []}
     return told | others | ({"fit": fit(path, base)} if base is not None else {})
 

@@ -1,7 +1,7 @@
 """LoRAs: list, look into, add, delete with undo, restore."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from studio import families
 from studio.errors import FormatError, NotFound
 from studio.families.base import Base
 from studio.generation.accelerators import recognise
-from studio.library import adapters, inspection, trash
+from studio.library import adapters, civitai, inspection, trash
+from studio.library.civitai import Card
 from studio.library.database import Database
 from studio.library.ids import new_id
 from studio.library.layout import Layout
@@ -49,17 +50,26 @@ class Library:
         with self._db.read() as session:
             return record(_row(session, ref))
 
-    def add(self, path: Path, name: str | None = None) -> AdapterRecord:
-        """Copy a LoRA file into the library; the same file twice gives the one that is there."""
+    def add(self, path: Path, name: str | None = None, card: Card | None = None) -> AdapterRecord:
+        """Copy a LoRA file into the library; the same file twice gives the one that is there.
+
+        card: what a side file says of it; without one, the side files beside `path` are looked at. A card about another file is passed over.
+        """
         path = path.expanduser()
         if not path.is_file():
             raise FormatError(f"{path}: no such file")
         told = adapters.describe(path)
+        card = card or civitai.beside(path)
+        if card and not card.about(told["sha256"], told["autov3"]):
+            card = None
         with self._db.read() as session:
-            known = session.scalar(select(AdapterRow).where(AdapterRow.sha256 == told["sha256"]).limit(1))
-        if known is not None:
-            return record(known)
-        return record(adapters.register(self._db, self._layout, new_id(), path, {"name": name or path.stem}))
+            row = session.scalar(select(AdapterRow).where(AdapterRow.sha256 == told["sha256"]).limit(1))
+        if row is None:
+            word = card.words[0][:200] if card and card.words and not told["trigger"] else ""
+            row = adapters.register(self._db, self._layout, new_id(), path, {"name": name or path.stem, "trigger": word})
+        if card:
+            civitai.keep(card, self._layout.adapters / row.id)
+        return record(row)
 
     def path(self, ref: str) -> Path:
         """The file of an adapter, for download."""
@@ -156,6 +166,13 @@ class Library:
                 told["facts"] |= {"report": {**row.facts["report"], **inspection.seen_by_others(path)}} if "report" in row.facts else {}
                 row.sha256, row.bytes, row.facts, row.trigger = told["sha256"], told["bytes"], told["facts"], told["trigger"]
         return words
+
+
+def cards(files: Sequence[tuple[str, Path]]) -> tuple[dict[str, Card], list[tuple[str, Path]]]:
+    """What side files among these (name, path) say, by the stem of the LoRA that they are about; and all other files."""
+    stems = {name: civitai.stem_of(name) for name, _ in files}
+    read = {stems[name]: civitai.read(path.read_bytes()) for name, path in files if stems[name] and path.stat().st_size <= civitai.LARGEST}
+    return {stem: card for stem, card in read.items() if card}, [(name, path) for name, path in files if not stems[name]]
 
 
 def fits(path: Path, found: str, family: str) -> None:

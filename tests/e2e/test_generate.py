@@ -1,5 +1,6 @@
 """Generate as a desktop: rows, sliders, toggles, trigger words, a start picture with a painted mask, previews, cancel, recall by drop."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -17,6 +19,7 @@ from tests.e2e.conftest import Studio, Watched
 from tests.generation.conftest import adapter
 
 SLOW = 120_000
+CIVITAI = 128713  # the number that a side file gives the first LoRA
 LOOK = os.environ.get("LOOK_FOLDER")  # a folder for screenshots, to look at while working on the page
 
 
@@ -42,8 +45,10 @@ def loras(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         path = folder / f"{name}.safetensors"
         words = {"ss_output_name": name, "modelspec.title": name} | ({"modelspec.trigger_phrase": "zqx ink"} if name == "inkwash" else {})
         formats.write(adapter(c, seed, size=0.1), path, format="kohya", dtype="fp16", metadata=words)
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
-        parts += head.encode() + path.read_bytes() + b"\r\n"
+        card = json.dumps({"id": CIVITAI, "modelId": 7}).encode()
+        for file, content in ((path.name, path.read_bytes()), *([(f"{name}.civitai.info", card)] if name == "inkwash" else [])):
+            head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{file}"\r\nContent-Type: application/octet-stream\r\n\r\n'
+            parts += head.encode() + content + b"\r\n"
     kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
     request = urllib.request.Request(f"{studio.address}/api/adapters", parts + f"--{boundary}--\r\n".encode(), kind)
     with urllib.request.urlopen(request) as reply:
@@ -176,7 +181,10 @@ def test_strengths_by_part_block_and_step_are_set_by_keys_drawn_with_and_recalle
     field(page, "steps").fill("2")
     generate(page)
     drawn(page, before)
-    assert asked(studio, "/images")["items"][0]["settings"]["loras"] == [sent]
+    made = asked(studio, "/images")["items"][0]
+    assert made["settings"]["loras"] == [sent]
+    with urllib.request.urlopen(f"{studio.address}{made['url']}") as reply, PIL.Image.open(io.BytesIO(reply.read())) as picture:
+        assert f'Civitai resources: [{{"type": "lora", "modelVersionId": {CIVITAI}, "weight": 1.0}}]' in picture.text["parameters"]
     page.get_by_role("button", name="Level").click()
     page.get_by_label("Own strength on the text encoders for inkwash").click()
     page.get_by_role("button", name="Leave out Input blocks 1").click()

@@ -70,7 +70,8 @@ def test_an_axis_that_does_not_fit_is_said_in_one_line(values: dict[str, object]
 def test_every_cell_is_the_picture_it_would_be_alone(c: Components, tmp_path: Path) -> None:
     ink = adapter(c, 1)
     whole = config(c, loras=[{"name": "ink", "weight": 1}], grid=["weight=0,1", "seed=5,6"])
-    events = list(grids.generate(c, {"ink": ink}, whole, tmp_path, requests=Asked(), files={}))
+    known = {"versions": {"ink": 42}}
+    events = list(grids.generate(c, {"ink": ink}, whole, tmp_path, requests=Asked(), files={}, **known))
     drawn = [event for event in events if isinstance(event, Drawn)]
     assert [event.index for event in drawn] == [0, 1, 2, 3] and len({event.path for event in drawn}) == 4
     assert [event.step for event in events if isinstance(event, Step)] == list(range(1, 9))
@@ -78,7 +79,7 @@ def test_every_cell_is_the_picture_it_would_be_alone(c: Components, tmp_path: Pa
     for event in drawn:
         one = build(GenerateConfig, event.settings)
         assert one.grid == ()
-        alone = list(generate(c, [(ink, row) for row in one.loras], one, tmp_path / "alone" / str(event.index), requests=Asked(), names=["ink"]))
+        alone = list(generate(c, [(ink, row) for row in one.loras], one, tmp_path / "alone" / str(event.index), requests=Asked(), names=["ink"], **known))
         path = next(found.path for found in alone if isinstance(found, Drawn))
         assert (tmp_path / event.path).read_bytes() == (tmp_path / "alone" / str(event.index) / path).read_bytes()
     sheet = next(event for event in events if isinstance(event, Sheet))

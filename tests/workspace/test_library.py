@@ -122,3 +122,18 @@ def test_a_removal_cut_short_is_finished_or_forgotten(studio: Workspace, tmp_pat
     (studio.layout.adapters / row.id).rename(home / "content")
     trash.settle(studio._db, studio.layout)
     assert studio.library.list() == [] and (home / "content").is_dir()  # the file had moved: the row follows
+
+
+def test_what_a_side_file_says_is_kept_with_the_lora_and_another_files_is_not(studio: Workspace, tmp_path: Path) -> None:
+    one = lora(tmp_path / "ink.safetensors")
+    (tmp_path / "ink.civitai.info").write_text(json.dumps({"id": 42, "modelId": 7, "trainedWords": ["other"]}))
+    row = studio.library.add(one)
+    assert row.trigger == "zqx", "the file's own word comes first"
+    assert studio.library.inspect(studio.library.path(row.id))["civitai"] == 42
+    assert studio.library.inspect(studio.library.path(studio.library.rename(row.id, "renamed").id))["civitai"] == 42
+    other = lora(tmp_path / "wash.safetensors", fill=0.1)
+    foreign = {"id": 43, "modelId": 7, "files": [{"hashes": {"SHA256": row.sha256}}]}
+    (tmp_path / "wash.civitai.info").write_text(json.dumps(foreign))
+    assert studio.library.inspect(studio.library.path(studio.library.add(other).id))["civitai"] == 0
+    (tmp_path / "wash.civitai.info").write_text(json.dumps({**foreign, "files": []}))
+    assert studio.library.inspect(studio.library.path(studio.library.add(other).id))["civitai"] == 43, "it may come later"

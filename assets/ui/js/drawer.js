@@ -54,7 +54,7 @@ function content(item, close) {
   const cover = h("div", { class: "st-drawer-cover" }, item.preview ? picture(item.preview, `Preview of ${item.name}`) : icon("layers", 44));
   const more = h("div");
   const address = `/adapters/${api.id(item.id)}`;
-  Promise.all([api.get(`${address}/inspect`), api.get(address)]).then(([told, full]) => more.replaceChildren(...[reportView(told, full.facts.report), metadata(told)].filter(Boolean)), failed("Could not look into the file"));
+  Promise.all([api.get(`${address}/inspect`), api.get(address)]).then(([told, full]) => more.replaceChildren(...[told.civitai ? factList([["Civitai version", told.civitai]]) : null, reportView(told, full.facts.report), metadata(told)].filter(Boolean)), failed("Could not look into the file"));
   return h("div", { class: "st-scroll" }, cover, h("div", { class: "st-pad st-about" },
     h("div", { class: "st-drawer-title" }, h("h2", {}, item.name), button("Rename", { kind: "icon quiet small", symbol: "edit", act: () => rename(item) })),
     h("div", { class: "st-actions" }, badge(item.family || "unknown family", "accent"), item.kind ? badge(item.kind) : null),

@@ -15,6 +15,8 @@ import { refresh, state } from "./state.js";
 import { failed, toast } from "./toasts.js";
 
 const PAGE = 200;
+const SIDE_FILES = [".civitai.info", ".metadata.json", ".json"]; // what download managers write beside a LoRA; the studio reads Civitai's number there
+const ACCEPT = ".safetensors,.info,.json";
 let found = [];
 let query = "";
 let generation = 0;
@@ -41,9 +43,11 @@ async function search() {
 export async function addFiles(files) {
   const lora = files.filter(([name]) => name.toLowerCase().endsWith(".safetensors"));
   if (!lora.length) return toast("Only .safetensors files are LoRAs", { tone: "warn", detail: "Other formats can hide programs and are not opened." });
+  const stems = lora.map(([name]) => name.replace(/\.safetensors$/i, ""));
+  const beside = files.filter(([name]) => stems.some((stem) => SIDE_FILES.some((suffix) => name === stem + suffix)));
   const done = toast(`Adding ${count(lora.length, "file")} …`, { seconds: 600 });
   try {
-    const report = await send("/adapters", lora, () => {});
+    const report = await send("/adapters", [...lora, ...beside], () => {});
     if (report.accepted) toast(`${count(report.accepted, "LoRA")} in the library`, { tone: "good" });
     for (const item of report.rejected.slice(0, 3)) toast(`${item.name} was not added`, { tone: "bad", detail: item.message });
     await refresh("adapters");
@@ -83,13 +87,13 @@ function pick(id) {
 export function mount(element) {
   const cards = grid({ width: 190, ratio: 1, foot: 64, label: "LoRAs", make: makeCard, fill: fillCard });
   const input = h("input", { class: "st-input is-search", type: "search", placeholder: "Search name, trigger, base", "aria-label": "Search the library", spellcheck: false });
-  const none = empty("library", "No LoRA yet", ["What you train gathers here. Files from elsewhere: drop .safetensors anywhere on this page."], button("Train one", { kind: "primary", symbol: "train", act: () => show("train") }), button("Add a file", { symbol: "upload", act: async () => addFiles(await choose({ accept: ".safetensors" })) }));
+  const none = empty("library", "No LoRA yet", ["What you train gathers here. Files from elsewhere: drop .safetensors anywhere on this page."], button("Train one", { kind: "primary", symbol: "train", act: () => show("train") }), button("Add a file", { symbol: "upload", act: async () => addFiles(await choose({ accept: ACCEPT })) }));
   const nothing = empty("search", "Nothing found", ["No LoRA has these words in its name, trigger or base."]);
   const total = h("span", { class: "st-dim" });
   const bases = basesTab();
   const tabs = ["LoRAs", "Base models"].map((label, i) => h("button", { type: "button", role: "tab", class: "st-tab", on: { click: () => tab(i) } }, label));
   const side = drawer({ close: () => pick("") });
-  const tools = h("div", { class: "st-head-tools" }, total, input, button("Add a file", { symbol: "upload", kind: "small", act: async () => addFiles(await choose({ accept: ".safetensors" })) }));
+  const tools = h("div", { class: "st-head-tools" }, total, input, button("Add a file", { symbol: "upload", kind: "small", act: async () => addFiles(await choose({ accept: ACCEPT })) }));
   const main = h("div", { class: "st-library-main" }, cards.node, none, nothing);
   const panel = h("section", { class: "st-library", "aria-label": "Library" }, h("header", { class: "st-view-head" }, h("div", { class: "st-tabs", role: "tablist" }, tabs), h("span", { class: "st-spring" }), tools), h("div", { class: "st-library-body" }, main, bases, side));
   element.replaceChildren(panel);
@@ -115,7 +119,7 @@ export function mount(element) {
   on("adapters", search);
   on("view", cards.redraw);
   on("open-adapter", (id) => { tab(0); pick(id); });
-  command({ id: "library-add", title: "Add a LoRA file to the library", symbol: "upload", run: async () => addFiles(await choose({ accept: ".safetensors" })) });
+  command({ id: "library-add", title: "Add a LoRA file to the library", symbol: "upload", run: async () => addFiles(await choose({ accept: ACCEPT })) });
   command({ id: "bases", title: "Show the base models", symbol: "box", run: () => { show("library"); tab(1); } });
   command({ id: "library-search", title: "Search the library", keys: "/", symbol: "search", when: () => current() === "library", run: () => input.focus() });
   tab(0);
