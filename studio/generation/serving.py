@@ -81,8 +81,10 @@ def _served(c: Components, going: dict[int, Going]) -> Iterator[Said]:
 def _alone(c: Components, number: int, own: Going) -> Iterator[Said]:
     order = own.order
     try:
-        for event in sampler.generate(c, order.stack, own.plan.config, order.folder, requests=order.requests, names=order.names, files=order.files):
-            yield number, event
+        told = sampler.generate(
+            c, order.stack, own.plan.config, order.folder, requests=order.requests, names=order.names, files=order.files, versions=order.versions
+        )
+        yield from ((number, event) for event in told)
     except Exception as error:  # handed on as the order's end
         yield number, error
 
