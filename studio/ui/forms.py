@@ -176,7 +176,9 @@ def widget(kind: type[Settings], name: str, choices: Sequence[Any] | None = None
     if bare in (int, float):
         common["info"] = f"{help} ({_range(field)})"
         attributes = gr.InputHTMLAttributes(autocorrect="off", spellcheck=False)
-        return gr.Textbox(value=_shown(default), max_lines=1, placeholder=_words(EMPTY.get(name)) if _optional(field) else None, html_attributes=attributes, **common)
+        return gr.Textbox(
+            value=_shown(default), max_lines=1, placeholder=_words(EMPTY.get(name)) if _optional(field) else None, html_attributes=attributes, **common
+        )
     lines = LINES.get(name, 1)
     return gr.Textbox(
         value=_shown(default) or "", lines=lines, max_lines=1 if lines == 1 else 10, placeholder=_words(EMPTY.get(name)) if _optional(field) else None, **common
