@@ -105,6 +105,7 @@ class Encoder:
     working: int
     own: int | None = None
     kept: int = 0  # numbers kept for the backward pass where it is trained; 0 if it never is
+    through: int = 0  # the same where a gradient only passes through it, to new words
     per_rank: int = 0  # numbers of a LoRA of rank 1 on its attention
 
 
@@ -158,7 +159,8 @@ def clip(config: Mapping[str, Any], name: str, *, projected: bool) -> Encoder:
     total = (int(config["vocab_size"]) + length) * width + depth * layer + 2 * width + (int(config["projection_dim"]) * width if projected else 0)
     # Of a layer: two norms' inputs and outputs, q, k, v, what attention gives, and the inner layer before and after its activation with its gate
     kept = depth * length * (8 * width + 3 * inner)
-    return Encoder(name, total, working=length * (6 * width + 3 * inner), kept=kept, per_rank=depth * 8 * width)
+    through = depth * length * (6 * width + (2 if config.get("hidden_act") == "quick_gelu" else 1) * inner)  # what frozen layers read is not kept
+    return Encoder(name, total, working=length * (6 * width + 3 * inner), kept=kept, through=through, per_rank=depth * 8 * width)
 
 
 def t5(config: Mapping[str, Any], name: str, tokens: int) -> Encoder:
@@ -168,7 +170,9 @@ def t5(config: Mapping[str, Any], name: str, tokens: int) -> Encoder:
     gated = str(config.get("feed_forward_proj", "")).startswith("gated")
     layer = 4 * width * across + (3 if gated else 2) * width * inner + 2 * width
     total = int(config["vocab_size"]) * width + depth * layer + int(config["relative_attention_num_buckets"]) * heads + width
-    return Encoder(name, total, working=4 * heads * tokens * tokens + tokens * (6 * width + 3 * inner))
+    # Of a layer: scores in fp32 and rounded, two norms' inputs in fp32, q, k, v, and the gate, whose gelu is written out
+    through = depth * (3 * heads * tokens * tokens + tokens * (6 * width + 3 * across + 6 * inner))
+    return Encoder(name, total, working=4 * heads * tokens * tokens + tokens * (6 * width + 3 * inner), through=through)
 
 
 def vae(config: Mapping[str, Any], height: int, width: int) -> tuple[Encoder, Encoder]:

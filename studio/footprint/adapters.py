@@ -49,6 +49,8 @@ def trained(net: Anatomy, facts: Facts, config: TrainConfig) -> dict[str, Traine
 
 
 def _wanted(name: str, path: str, facts: Facts, config: TrainConfig) -> bool:
+    if config.network == "none":
+        return False
     if config.target_pattern:
         return bool(re.search(config.target_pattern, path))
     return any(re.fullmatch(pattern, name) for pattern in facts.lora_targets.get(config.targets, ()))

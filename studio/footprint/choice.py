@@ -79,7 +79,8 @@ def refusal(job: Job, least: Footprint) -> str:
 def recordable(config: TrainConfig, way: Way, card: Card) -> bool:
     """Whether steps can be recorded in that way, as training finds out for itself once the base is loaded."""
     plain = config.network == "lora" and config.init not in ("pissa", "olora") and not config.dropout
-    alone = config.processes == 1 and not config.prior_prediction and config.preference_beta is None and not config.text_encoder_learning_rate
+    twice = config.prior_prediction or config.masked_prior_weight or config.preference_beta is not None
+    alone = config.processes == 1 and not twice and not config.reads_live
     usual = config.optimizer == "adamw" and config.precision != "fp16" and config.speed != "eager"
     return card.cuda and plain and alone and usual and way.format == "full"
 

@@ -107,8 +107,8 @@ class Job:
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
-        """Text encoders that are trained too."""
-        return tuple(one for one in self.measures.text if one.kept) if self.config.text_encoder_learning_rate else ()
+        """Text encoders that are there in training: trained too, or read because of new words."""
+        return tuple(one for one in self.measures.text if one.kept or self.config.word_t5) if self.config.reads_live else ()
 
 
 def estimate(job: Job, way: Way) -> Footprint:
@@ -116,7 +116,8 @@ def estimate(job: Job, way: Way) -> Footprint:
     driver = DRIVER if job.card.cuda else 0
     shapes = [shape for one in job.trained.values() for shape in one.shapes(job.config.network)]
     beside = job.config.rank or 0
-    shapes += [(beside, encoder.per_rank // 2) for encoder in job.encoders for _ in range(2)]
+    if job.config.text_encoder_learning_rate:
+        shapes += [(beside, encoder.per_rank // 2) for encoder in job.encoders if encoder.per_rank for _ in range(2)]
     parameters = sum(math.prod(shape) for shape in shapes)
     held = _held(job, way, shapes)
     phases = _caching(job, way, driver)
@@ -168,7 +169,8 @@ def _stepping(job: Job, way: Way, numbers: int) -> dict[str, int]:
     """What comes and goes in a step: activations and what the passes work with, or at the end of it the gradients, whichever is more."""
     kept, inner = activations(job, way)
     flight = IN_FLIGHT * max(unit.largest for unit in job.measures.denoiser.units) * job.itemsize * job.batch
-    kept += sum(encoder.kept for encoder in job.encoders) * job.itemsize * job.batch
+    learns = job.config.text_encoder_learning_rate is not None
+    kept += sum(encoder.kept if learns and encoder.kept else encoder.through for encoder in job.encoders) * job.itemsize * job.batch
     gradients = 4 * numbers
     stays = gradients if way.recorded or job.config.gradient_accumulation > 1 else 0  # else they come after the activations are gone
     works = kept + inner + flight

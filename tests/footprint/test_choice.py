@@ -11,6 +11,7 @@ from studio.footprint.estimate import SAMPLES, Way
 from tests.footprint.test_estimate import FULL, job
 
 BIG = 64 * 10**9
+WORDS = {"new_words": "zib"}
 
 
 def chosen(name, side, gigabytes, host=BIG, **values):
@@ -128,3 +129,14 @@ def test_every_way_out_that_is_offered_was_tried(monkeypatch):
     monkeypatch.setattr(choice, "_some_fit", lambda one: tried.append(one) or real(one))
     chosen("sdxl", 1536, 2.5, batch_size=2)
     assert tried and any(one.config.batch_size == 1 for one in tried)
+
+
+def test_new_words_keep_the_encoders_that_read_them_in_memory_and_steps_are_not_recorded():
+    plain, words, with_t5 = (job(FULL["flux"], 1024, 10**12, True, precision="bf16", rank=16, **more) for more in ({}, WORDS, WORDS | {"word_t5": True}))
+    held = [choose(one).footprint.phases["training"].get("text encoders", 0) for one in (plain, words, with_t5)]
+    assert held[0] == 0 and held[1] == 2 * sum(one.parameters for one in words.measures.text if one.kept) > 0
+    assert held[2] == 2 * sum(one.parameters for one in words.measures.text) > 30 * held[1], "T5 is the largest of them by far"
+    assert choose(plain).way.recorded and not choose(words).way.recorded
+    assert not choose(job(FULL["flux"], 1024, 10**12, True, precision="bf16", rank=16, masked_loss=True, masked_prior_weight=0.5)).way.recorded
+    alone = job(FULL["sdxl"], 1024, 10**12, True, precision="bf16", rank=16, network="none", **WORDS)
+    assert not alone.trained and choose(alone).footprint.parameters == 0

@@ -10,7 +10,7 @@ import torch
 from studio import config as settings
 from studio import families
 from studio.bench import subjects
-from studio.families import anatomy, sources
+from studio.families import anatomy, sources, words
 from studio.families.base import Base
 from studio.families.parts import CONFIGS
 from studio.footprint import adapters
@@ -156,6 +156,27 @@ def test_what_autograd_keeps_is_planned_within_four_percent(name, values):
     targets = {"targets": values["targets"]} if "targets" in values else {}
     planned, inner = activations(job(DEMO[name], batch_size=batch, **targets), Way(recorded=lean))
     assert inner == 0 and planned == pytest.approx(kept(name, **values), rel=0.04)
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_what_a_gradient_to_new_words_keeps_of_the_encoders_is_planned_within_a_tenth(name):
+    base = DEMO[name]
+    family = families.get(base.family)
+    c = family.load(base, ["text"], torch.bfloat16, CPU)
+    own = {tensor.untyped_storage().data_ptr() for part in c.facts.text_encoders for tensor in (*c.parts[part].parameters(), *c.parts[part].buffers())}
+    for encoder in family.measures(base, 128, 128).text:
+        part, found = encoder.name, {}
+        c.words = {part: {"zib": torch.nn.Parameter(torch.randn(2, c.parts[part].get_input_embeddings().embedding_dim))}}
+        ids = words.tokenize(c, part, ["a zib"], 77 if encoder.kept else base.habits["text_tokens"])
+
+        def pack(tensor, found=found):
+            if tensor.untyped_storage().data_ptr() not in own:
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            given = words.read(c, part, ids, output_hidden_states=True)
+        assert given is not None and 2 * encoder.through == pytest.approx(sum(found.values()), rel=0.1)
 
 
 # side, batch, rank, way -> peak bytes that torch had reserved; NVIDIA H100, torch 2.11+cu130, the denoiser's steps alone
