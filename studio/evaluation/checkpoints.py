@@ -16,7 +16,7 @@ from studio.events import Event, Finished, Loading, Started, Validation, Warned
 from studio.families.base import Base
 from studio.families.devices import resolve_dtype
 from studio.lora import attach
-from studio.training import checkpoint
+from studio.training import budget, checkpoint
 from studio.training.loop import Requests
 from studio.training.plan import Plan, plan
 from studio.training.run import Run
@@ -41,15 +41,16 @@ class Subject:
 def evaluate(subject: Subject, folder: Path, cache: Path, *, requests: Requests, device: torch.device) -> Iterator[Event]:
     """Measure every checkpoint by the same pictures and noise. Raises InputError if there are no pictures the run has not seen."""
     family, base = families.get(subject.base.family), subject.base
-    config = build(TrainConfig, {**subject.config.model_dump(), **PLAIN})
-    images_hash = checkpoint.state(subject.checkpoints[-1]).images
-    made, told = measured_by(config, base, subject.images, subject.others, images_hash)
+    state = checkpoint.state(subject.checkpoints[-1])
+    kept = {"base_format": state.settings.get("base_format", "auto")}  # what the LoRA was made for
+    config = build(TrainConfig, {**subject.config.model_dump(), **PLAIN, **kept})
+    made, told = measured_by(config, base, subject.images, subject.others, state.images)
     for message in told:
         yield Warned(message=message)
     store = Cache(cache, base, family, resolve_dtype(made.config.precision, device), device)
     yield from store.fill(made.everything())
     yield Loading(phase=f"Loading {base.title or base.name}")
-    run = Run(made, family, store, folder, {})
+    run = opened(made, store, folder)
     try:
         run.begin(None)
         yield Started(total=len(subject.checkpoints), facts={"held_out": len(made.held), "checkpoints": len(subject.checkpoints)})
@@ -70,6 +71,12 @@ def evaluate(subject: Subject, folder: Path, cache: Path, *, requests: Requests,
     if not rows:
         raise InputError("no checkpoint of this run can be read")
     yield Finished(result=verdict(rows))
+
+
+def opened(made: Plan, store: Cache, folder: Path) -> Run:
+    """A run to measure with, fitted to the memory as one that trains."""
+    chosen = budget.settle(made, store.base, store.device, "full" if made.config.base_format == "auto" else None)
+    return Run(replace(made, config=chosen.applied(made.config)), store.family, store, folder, {}, chosen)
 
 
 def verdict(rows: Mapping[int, Measured]) -> dict[str, Any]:

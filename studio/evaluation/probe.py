@@ -18,7 +18,7 @@ from studio.config import TrainConfig, build
 from studio.data.cache import Cache
 from studio.data.images import ImageSet
 from studio.errors import Cancelled, FormatError, InputError
-from studio.evaluation.checkpoints import PLAIN, measured_by
+from studio.evaluation.checkpoints import PLAIN, measured_by, opened
 from studio.events import Event, Loading, Started, Warned
 from studio.families.base import Base
 from studio.families.devices import resolve_dtype
@@ -70,7 +70,7 @@ def probe(subject: Subject, folder: Path, cache: Path, *, tolerance: float, requ
     store = Cache(cache, subject.base, family, resolve_dtype(made.config.precision, device), device)
     yield from store.fill(made.everything())
     yield Loading(phase=f"Loading {subject.base.title or subject.base.name}")
-    run = Run(made, family, store, folder, {})
+    run = opened(made, store, folder)
     try:
         run.begin(None)
         looks = Looks(run, requests)

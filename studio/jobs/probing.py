@@ -95,7 +95,7 @@ def _subject(work: "Work") -> "tuple[Subject, dict[str, str]]":
         return Subject(replace(adapter, embeddings={}), config, work.base, others, "", others), words
     run = JobFolder.of(work.layout.jobs, paths["run"])
     state = checkpoint.state(source.parent)
-    subject = Subject(adapter, build(TrainConfig, run.manifest().settings), work.base, read_set(Path(paths["images"])), state.images, others)
+    subject = Subject(adapter, build(TrainConfig, state.settings), work.base, read_set(Path(paths["images"])), state.images, others)
     return subject, exporting.metadata(run, run.manifest(), work.base, int(paths["step"]))
 
 

@@ -265,7 +265,9 @@ def run(out: Path, chosen: list[Case], steps: int, processes: int, device: str, 
 def rows(folders: list[Path]) -> Iterator[dict[str, Any]]:
     for folder in folders:
         for file in sorted(folder.glob("*.json")):
-            yield json.loads(file.read_text())
+            row = json.loads(file.read_text())
+            settings = row.get("settings", {})
+            yield row | {"settings": {**COMMON, **settings}}
 
 
 def main() -> None:

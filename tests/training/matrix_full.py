@@ -8,6 +8,7 @@ from studio import families
 from studio.config import TrainConfig
 from studio.data.cache import Cache
 from studio.data.images import ImageSet
+from studio.evaluation.checkpoints import opened
 from studio.families.base import Base
 from studio.families.devices import resolve_dtype
 from studio.training import optim
@@ -23,7 +24,7 @@ def full(config: TrainConfig, base: Base, images: ImageSet, folder: Path, cache:
     made = plan(config, base, family.facts, images, None)
     store = Cache(cache, base, family, resolve_dtype(made.config.precision, where), where)
     list(store.fill(made.everything()))
-    run = Run(made, family, store, folder, {})
+    run = opened(made, store, folder)
     run.begin(None)
     try:
         adapter = set(map(id, run.attached.trainable().values()))

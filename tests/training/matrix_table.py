@@ -14,6 +14,7 @@ BEGIN, END = "<!-- figures: python -m tests.training.matrix -->\n", "<!-- end of
 BASES = ("demo-sdxl", "demo-flux")
 GROUPS = {
     "networks": "Networks and starts",
+    "rates": "Other learning rates (usual: 0.002)",
     "places": "Places",
     "optimizers": "Optimizers and averages",
     "schedules": "Schedules",
