@@ -39,6 +39,8 @@ def choose(attached: Attached, config: TrainConfig, *, steps: int, shapes: int) 
         return Speed("graph", "nothing can be compiled here: the package triton is missing")
     if config.speed == "compile":
         return Speed("compile", "as the settings say")
+    if config.block_offload:
+        return Speed("graph", "blocks that come from main memory wait for copies more than compiling could gain")
     pictures = steps * (config.batch_size or 1) * config.gradient_accumulation * (config.resolution or 0) ** 2 / LARGE_AREA
     if shapes > MOST_SHAPES:
         return Speed("graph", f"batches of {shapes} shapes would each be compiled")

@@ -13,7 +13,7 @@ from studio.errors import RunError
 from studio.events import Sample
 from studio.families import offload, sources
 from studio.families.base import Components
-from studio.training import placing, preflight
+from studio.training import placing, preflight, speed
 from studio.training.previews import Previewer
 
 from .conftest import Studio
@@ -82,3 +82,14 @@ def test_previews_borrow_text_encoders_block_by_block_where_they_do_not_fit(tmp_
     assert streamed == [False, False, True, True]
     for again in found[1:]:
         assert all(torch.equal(tensor, found[0][name]) for name, tensor in again.items())
+
+
+def test_a_long_run_with_waiting_blocks_is_recorded_and_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench("demo-sdxl", "eager")
+    monkeypatch.setattr(speed, "_obstacle", lambda attached, config: "")
+    monkeypatch.setattr(speed, "find_spec", lambda name: name)
+    modes = {}
+    for share, asked in ((0.0, "auto"), (0.5, "auto"), (0.5, "compile")):
+        config = bench.config.model_copy(update={"block_offload": share, "speed": asked, "resolution": 1024})
+        modes[share, asked] = speed.choose(bench.attached, config, steps=10_000, shapes=1).mode
+    assert modes == {(0.0, "auto"): "compile", (0.5, "auto"): "graph", (0.5, "compile"): "compile"}
