@@ -85,6 +85,15 @@ def test_alpha_is_the_one_that_was_trained_with() -> None:
     assert described(alpha=8.0, rank=16)["ss_network_alpha"] == "8.0"
 
 
+def test_captions_that_were_shuffled_or_thinned_say_so_and_new_words_are_the_trigger() -> None:
+    plain, mixed = described(), described(caption_shuffle=True, tag_dropout=0.2, keep_tokens=2, noise_offset=0.0357)
+    keys = ("ss_shuffle_caption", "ss_keep_tokens", "ss_caption_tag_dropout_rate", "ss_noise_offset")
+    assert [plain[key] for key in keys] == ["False", "0", "0.0", "None"]
+    assert [mixed[key] for key in keys] == ["True", "2", "0.2", "0.0357"]
+    assert json.loads(mixed["ss_datasets"])[0]["subsets"][0]["shuffle_caption"] is True
+    assert described(trigger="", new_words="zib,zab")["modelspec.trigger_phrase"] == "zib, zab"
+
+
 def test_tags_are_counted_as_others_count_them() -> None:
     assert tag_frequency([" A b ,c,,C", "c"]) == {"c": 3, "a b": 1}
     assert tag_frequency([]) == {}

@@ -15,6 +15,7 @@ const WORDS = { yes: "loads", partly: "partly", no: "no", "not applicable": "-" 
 function word(row) {
   if (row.loads === "yes" && row.strength === false) return ["wrong strength", "warn"];
   if (!row.listed) return ["hidden", "warn"];
+  if (row.loads === "yes" && row.words === false) return ["without its words", "warn"];
   return [WORDS[row.loads], { yes: "good", partly: "warn", no: "bad" }[row.loads] ?? ""];
 }
 
