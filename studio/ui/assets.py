@@ -58,9 +58,9 @@ def serve_assets(app: FastAPI) -> None:
     @app.get("/studio-docs/{relative:path}", include_in_schema=False)
     def drawing(relative: str) -> FileResponse:
         path = _found(DOCS, relative)
-        if path.suffix not in (".png", ".jpg", ".webp"):
+        if path.suffix not in (".png", ".jpg", ".webp", ".svg"):
             raise NotFound("nothing here")
-        return FileResponse(path)
+        return FileResponse(path, media_type=_KINDS.get(path.suffix))
 
     @app.get("/favicon.ico", include_in_schema=False)
     def favicon() -> FileResponse:

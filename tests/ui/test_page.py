@@ -78,6 +78,14 @@ def test_assets_may_be_kept_for_good_and_nothing_else_is_there(client: TestClien
     assert client.get("/studio-docs/guide.md").status_code == 404
 
 
+def test_every_picture_that_a_help_page_names_is_served(client: TestClient) -> None:
+    texts = "".join(path.read_text(encoding="utf-8") for path in assets.DOCS.glob("*.md"))
+    named = set(re.findall(r"\]\((images/[^)]+)\)", texts))
+    replies = {name: client.get(f"/studio-docs/{name}") for name in named}
+    assert named and {name: reply.status_code for name, reply in replies.items()} == dict.fromkeys(named, 200)
+    assert all(reply.headers["content-type"].startswith("image/") for reply in replies.values())
+
+
 def test_every_icon_that_is_named_is_drawn() -> None:
     drawn = set(re.findall(r'<symbol id="([\w-]+)"', assets.sprite()))
     code = "".join(path.read_text(encoding="utf-8") for path in JS)
