@@ -1,5 +1,6 @@
 """Generated pictures: newest first, deleting with undo, settings of any picture recalled."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy import or_, select
@@ -11,6 +12,7 @@ from studio.library import inputs, pictures, trash
 from studio.library.database import Database
 from studio.library.layout import Layout
 from studio.library.models import AdapterRow, ImageRow
+from studio.workspace.live import with_step
 from studio.workspace.records import ImageRecord, RecallRecord
 from studio.workspace.thumbnails import thumbnail
 
@@ -76,7 +78,8 @@ class Gallery:
         rows, troubles, changed = [], [], []
         with self._db.read() as session:
             for row in found.config.loras:
-                here, trouble = _as_here(session, row, found.hashes.get(row.name, ""))
+                runs = with_step(session, self._layout, row.name)
+                here, trouble = (row, _one_of(runs, row.name)) if runs else _as_here(session, row, found.hashes.get(row.name, ""))
                 rows.append(here)
                 if trouble:
                     troubles.append(trouble)
@@ -87,6 +90,11 @@ class Gallery:
                 troubles.append(f"{name} {start} is not kept here; the drawing needs it to come out the same")
         settings = found.config.model_copy(update={"loras": tuple(rows)}).model_dump(mode="json")
         return RecallRecord(settings=settings, troubles=tuple(troubles), changed=tuple(changed))
+
+
+def _one_of(runs: Sequence[str], name: str) -> str:
+    """What is wrong with a row that is a checkpoint: the picture says no more than its name."""
+    return "" if len(runs) == 1 else f"{len(runs)} runs are called {name.rpartition('@')[0]} and have that step; see which of them it was"
 
 
 def _as_here(session: Session, row: LoraWeight, hash: str) -> tuple[LoraWeight, str]:

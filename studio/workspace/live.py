@@ -3,13 +3,27 @@
 import time
 from collections.abc import Callable
 
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
 from studio.errors import RunError
 from studio.events import Checkpoint
 from studio.jobs.folder import JobFolder
+from studio.library.layout import Layout
+from studio.library.models import JobRow
 
 LIVE = "@live"  # behind a run's name: as it is now
 PATIENCE = 120.0  # seconds until the next step boundary; far longer than a step
 LOOK_SECONDS = 0.1
+
+
+def with_step(session: Session, layout: Layout, ref: str) -> list[str]:
+    """Ids of the runs that RUN@STEP may mean: of that name or id, with a checkpoint of that step. None for any other text."""
+    name, _, step = ref.rpartition("@")
+    if not name or not step.isdecimal():
+        return []
+    runs = session.scalars(select(JobRow.id).where(JobRow.kind == "train", or_(JobRow.id == name, JobRow.name == name)))
+    return [id for id in runs if any(one.step == int(step) for one in JobFolder.of(layout.jobs, id).checkpoints())]
 
 
 def pinned(folder: JobFolder, running: Callable[[], bool], patience: float = PATIENCE) -> int:

@@ -224,6 +224,7 @@ def test_a_training_that_runs_is_drawn_with_as_it_is_and_its_steps_are_pinned(wa
         assert asked(studio, "/images")["items"][0]["settings"]["loras"][0]["name"] == f"under-way@{kept[1]['step']}"
         page.get_by_role("button", name="Recall all").click()
         expect(row.locator(".st-chip")).to_have_text(f"step {kept[1]['step']}")
+        expect(row).not_to_have_class(re.compile("is-off"))
         page.get_by_role("button", name="Remove under-way").click()
     finally:
         asked(studio, f"/jobs/{run}/cancel", "POST")

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from studio.config import GenerateConfig, build
+from studio.config import GenerateConfig, TrainConfig, build
+from studio.events import Checkpoint
 from studio.generation import files
 from studio.generation.infotext import Model, Used
+from studio.jobs.folder import EventWriter, JobFolder
 from studio.workspace import Workspace
 from tests.workspace.test_library import lora
 
@@ -45,3 +47,22 @@ def test_a_missing_file_and_a_missing_picture_are_named(studio: Workspace, tmp_p
     assert found.changed == ("wash",) and found.settings["loras"][0]["name"] == "wash"
     assert "LoRA wash (hash cdcdcdcdcdcd) is not in the library" in found.troubles[0] and start in found.troubles[1]
     assert studio.gallery.recalled(picture(tmp_path, "wash", "")).troubles[0].endswith("which file it was")
+
+
+def test_a_checkpoint_of_a_run_is_what_it_was_unless_its_name_may_mean_two(studio: Workspace, tmp_path: Path) -> None:
+    runs = []
+    for step in (20, 20, 40):
+        run = studio.jobs.train(build(TrainConfig, {"images": "blueprint", "name": "fox"}))
+        folder = JobFolder.of(studio.layout.jobs, run.id)
+        (folder.path / "a.safetensors").write_bytes(b"-")
+        writer = EventWriter(folder.events_file)
+        writer.append(Checkpoint(step=step, path="checkpoints/a", adapter="a.safetensors", bytes=1, sha256="0" * 64))
+        writer.close()
+        runs.append(run.id)
+    whole = studio.gallery.recalled(picture(tmp_path, "fox@40", ""))
+    assert whole.settings["loras"][0]["name"] == "fox@40" and whole.troubles == whole.changed == ()
+    assert studio.gallery.recalled(picture(tmp_path, f"{runs[0]}@20", "")).changed == ()
+    double = studio.gallery.recalled(picture(tmp_path, "fox@20", ""))
+    assert double.changed == ("fox@20",) and "2 runs are called fox" in double.troubles[0]
+    for gone in ("fox@30", "cat@20", "fox@live"):
+        assert "is not in the library" in studio.gallery.recalled(picture(tmp_path, gone, "")).troubles[0]

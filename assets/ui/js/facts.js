@@ -8,6 +8,7 @@ import { removeSelected, selected } from "./images.js";
 import { pairing } from "./pairs.js";
 import { recall, recallPicture } from "./recall.js";
 import { startFrom } from "./source.js";
+import { isPlain } from "./strengths.js";
 import { toast } from "./toasts.js";
 
 export function factList(pairs) {
@@ -20,7 +21,7 @@ function copyable(text) {
 
 function loras(settings) {
   if (!settings.loras?.length) return null;
-  return h("ul", { class: "st-loralist" }, settings.loras.map((row) => h("li", {}, icon("layers", 14), h("span", {}, row.name), h("b", {}, String(row.weight)))));
+  return h("ul", { class: "st-loralist" }, settings.loras.map((row) => h("li", {}, icon("layers", 14), h("span", {}, row.name, isPlain(row) ? null : h("small", { class: "st-dim", title: "With strengths of its own by part, block or step" }, " by part or step")), h("b", {}, String(row.weight)))));
 }
 
 export function mount(element) {
@@ -36,7 +37,7 @@ export function mount(element) {
       s.loras?.length ? [h("h4", {}, "LoRAs"), loras(s)] : null,
       h("h4", {}, "Settings"),
       factList([["Base", s.base], ["Size", `${item.width} × ${item.height}`], ["Seed", copyable(String(item.seed))], ["Steps", s.steps], ["Guidance", s.guidance], ["Sampler", s.sampler], ["From a picture", s.init_image ? `strength ${s.strength}${s.mask ? ", masked" : ""}` : ""], ["Hires", s.hires_scale ? `${s.hires_scale} ×, strength ${s.hires_strength}` : ""], ["Upscale", s.upscale ? `${s.upscale} ×, strength ${s.upscale_strength}` : ""], ["Variation", s.variation_strength ? `${s.variation_strength} of seed ${s.variation_seed}` : ""], ["Made", ago(item.created)]]),
-      h("div", { class: "st-actions" }, button("Start from it", { symbol: "image", kind: "small", title: "Draw on from this picture, or a part of it", act: () => startFrom(item.id) }), button("Save", { symbol: "download", kind: "small", act: () => save(`${item.url}?save=true`) }), h("span", { class: "st-spring" }), button("Delete", { symbol: "trash", kind: "small danger", title: "Delete  ·  Del", act: removeSelected })),
+      h("div", { class: "st-actions" }, button("Start from it", { symbol: "image", kind: "small", title: "Draw on from this picture, or a part of it", act: () => startFrom(item.id) }), button("Save", { symbol: "download", kind: "small", act: () => save(`${item.url}?save=true`) }), h("span", { class: "st-spring" }), button("Delete", { symbol: "trash", kind: "icon small danger", title: "Delete  ·  Del", act: removeSelected })),
       h("div", { class: "st-actions" }, pairing(item, () => draw(selected())))));
   };
   on("image-selected", draw);

@@ -24,6 +24,7 @@ const post = (job, verb, body) => api.post(`/jobs/${api.id(job.id)}/${verb}`, bo
 function outcome({ kind, state: how, result }) {
   if (how !== "finished" || !result) return "";
   if (kind === "caption") return [count(result.captioned ?? 0, "caption"), result.kept ? `${result.kept} kept` : ""].filter(Boolean).join(", ");
+  if (kind === "generate" && result.images) return `${result.images.length} drawn`;
   if (kind === "evaluate" && result.checkpoints) return `step ${result.best_step} is best of ${result.checkpoints.length}`;
   if (kind === "check" && result.verdict) return result.sentences?.[0] ?? result.verdict;
   return "";

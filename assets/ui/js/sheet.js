@@ -38,7 +38,7 @@ export async function openSheet(job) {
   const full = button("The sheet as a file", { kind: "small", symbol: "download", act: () => window.open(`/api/jobs/${api.id(job.id)}/files/grid.png`, "_blank") });
   full.hidden = job.state !== "finished";
   const board = h("div", { class: "st-sheet-board", tabIndex: 0 }, table);
-  const node = h("dialog", { class: "st-lightbox is-sheet", "aria-label": "Grid" }, h("header", {}, h("b", {}, "Grid"), chosen, h("span", { class: "st-spring" }), full, recall, button("Close", { kind: "icon quiet", symbol: "close", act: () => node.close() })), board);
+  const node = h("dialog", { class: "st-lightbox is-sheet", "aria-label": "Grid" }, h("header", {}, h("b", {}, "Grid"), chosen, h("span", { class: "st-spring" }), button("Smaller", { kind: "icon quiet", symbol: "minus", title: "Smaller  ·  -", act: () => zoom(0.8) }), button("Larger", { kind: "icon quiet", symbol: "plus", title: "Larger  ·  +", act: () => zoom(1.25) }), full, recall, button("Close", { kind: "icon quiet", symbol: "close", act: () => node.close() })), board);
   let current = null;
   const choose = (item, cell, words) => {
     current = item;

@@ -155,6 +155,7 @@ function fillRow(node, row) {
   word.hidden = !word.textContent;
   node.querySelector(".st-switch").checked = row.on;
   node.classList.toggle("is-live", Boolean(found?.live));
+  node.classList.toggle("is-run", Boolean(found?.at));
   node.querySelector(".st-stackrow-fold").classList.toggle("is-used", !isPlain(row.more));
   if (node.editor) node.editor.set(row.more, row.weight, base(baseName));
   const trouble = !found && state.loaded.adapters && state.loaded.jobs ? (runOf(row.name) ? "the run is not there any more" : "not in the library") : !fits(found) ? `made for ${found.family}, left out with this base` : row.other ? "another file than the picture was drawn with" : "";
