@@ -123,21 +123,27 @@ def cases() -> list[Case]:
         groups = {"networks": NETWORKS, "places": PLACES, "optimizers": OPTIMIZERS, "schedules": SCHEDULES, "formats": FORMATS}
         for group, table in {**groups, "objectives": BOTH_OBJECTIVES | own}.items():
             found += [Case(group, title, base, settings) for title, settings in table.items()]
-        found += [Case("full", f"all weights, rate {rate:g}", base, {"learning_rate": rate}) for rate in (2e-4, 5e-4, 1e-3, 2e-3)]
+        found += [Case("full", f"all weights, rate {rate:g}", base, {"learning_rate": rate}) for rate in (1e-4, 2e-4, 5e-4, 1e-3)]
     for base in BASES:
         found += [Case("sizes", f"LoRA, rank {rank}", base, {"rank": rank}) for rank in (2, 4)]
         found += [Case("sizes", f"AdaLoRA, rank {rank}, rate 8e-3", base, {"network": "adalora", "rank": rank, "learning_rate": 8e-3}) for rank in (4, 8)]
+        for rank in (1, 2):
+            found += [Case("sizes", f"LoRA, rank {rank}, 300 steps", base, {"rank": rank, "steps": 300})]
+            found += [
+                Case("sizes", f"AdaLoRA, rank {rank}, rate 8e-3, 300 steps", base, {"network": "adalora", "rank": rank, "learning_rate": 8e-3, "steps": 300})
+            ]
         for title in ("LoRA", "LoHa", "LoKr"):
             found += [Case("rates", f"{title}, rate {rate:g}", base, {**NETWORKS[title], "learning_rate": rate}) for rate in (1e-3, 4e-3, 8e-3)]
     for images in ("blueprint", "tilo"):
         found += [Case("networks", title, base, settings, images) for base in BASES for title, settings in NETWORKS.items()]
-        found += [Case("full", f"all weights, rate {rate:g}", base, {"learning_rate": rate}, images) for base in BASES for rate in (5e-4, 1e-3)]
+        found += [Case("full", f"all weights, rate {rate:g}", base, {"learning_rate": rate}, images) for base in BASES for rate in (1e-4, 2e-4)]
     return found
 
 
 def measured(case: Case, steps: int, device: str, work: Path) -> dict[str, Any]:
     """What came of a case: held-out losses before and after on the same draws, the file, and who read it back."""
     began = time.monotonic()
+    steps = case.settings.get("steps", steps)
     base, images = given(case, work)
     config = build(TrainConfig, {"images": case.images, "base": case.base, **COMMON, "steps": steps, "validation_every": steps, **case.settings})
     folder, cache = work / case.name, work / "cache"

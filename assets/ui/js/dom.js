@@ -26,6 +26,13 @@ export function h(tag, attributes = {}, ...children) {
 
 const SVG = "http://www.w3.org/2000/svg";
 
+// An element of a drawing.
+export function shape(tag, attributes = {}) {
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) apply(node, name, value);
+  return node;
+}
+
 export function icon(name, size = 18) {
   const svg = document.createElementNS(SVG, "svg");
   for (const [key, value] of [["width", size], ["height", size], ["class", "st-icon"], ["aria-hidden", "true"]]) svg.setAttribute(key, value);

@@ -1,16 +1,9 @@
 // What held-out pictures tell beyond one number: the loss by noise level over the run, and what the rank probe found.
 
-import { badge, h } from "./dom.js";
+import { badge, h, shape } from "./dom.js";
 import { bytes, count, figure } from "./format.js";
 
-const SVG = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT] = [600, 96];
-
-function shape(name, attributes) {
-  const node = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  return node;
-}
 
 // One line a level, least noise boldest, each as a share of what it was at the first look.
 export function byLevel() {
@@ -29,7 +22,7 @@ export function byLevel() {
       const high = Math.max(1, ...shares.flat());
       const span = told.at(-1).step - first.step || 1;
       const point = (share, i) => `${(((told[i].step - first.step) / span) * WIDTH).toFixed(1)},${(HEIGHT - 4 - (share / high) * (HEIGHT - 8)).toFixed(1)}`;
-      const lines = shares.map((values, level) => shape("polyline", { points: values.map(point).join(" "), class: "st-level", style: `--st-at: ${level / Math.max(1, shares.length - 1)}` }));
+      const lines = shares.map((values, level) => shape("polyline", { points: values.map(point).join(" "), class: "st-level", style: { "--st-at": String(level / Math.max(1, shares.length - 1)) } }));
       const whole = (HEIGHT - 4 - (1 / high) * (HEIGHT - 8)).toFixed(1);
       svg.replaceChildren(shape("line", { x1: 0, x2: WIDTH, y1: whole, y2: whole, class: "st-level-one" }), ...lines);
       const best = told.findLast((look) => look.best) ?? told.at(-1);
