@@ -75,18 +75,15 @@ def _ours(drawn: Drawn, speed: Speed, steps: int, folder: Path) -> Iterator[dict
                 yield from _changes(drawn, stack, rows, mode, look)
                 yield {"what": f"look, {mode} {len(rows)}", "seconds": _median(drawn, look), "layers": max(1, stack._live.layers)}
             yield from _in_turns(drawn, stack, rows, look)
-            if speed != "compile":  # for every size of a batch it would compile for a minute
-                yield from _batched(drawn, stack, rows)
+            yield from _batched(drawn, stack, rows)
             stack.set([])
             yield {"what": f"loop of {steps}, no LoRA", "seconds": _loop(drawn, steps)}
             stack.set(rows, mode="baked")
             yield {"what": f"loop of {steps}, baked {len(rows)}", "seconds": _loop(drawn, steps)}
             stack.set([])
         yield from _picture(drawn, speed, steps, rows, folder)
-        if speed != "compile":  # which goes without it
-            yield from _cached(drawn, speed, min(steps, SHORTER))
-        if speed != "compile":
-            yield from _served(drawn, speed, min(steps, SHORTER), rows, folder / f"{speed}-served")
+        yield from _cached(drawn, speed, min(steps, SHORTER))
+        yield from _served(drawn, speed, min(steps, SHORTER), rows, folder / f"{speed}-served")
     finally:
         stack.clear()
         release(c)

@@ -1,4 +1,4 @@
-"""How the denoiser runs while pictures are drawn: as it is, as a captured CUDA graph, or compiled and captured."""
+"""How the denoiser runs while pictures are drawn: as it is, or as a captured CUDA graph."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,8 +10,7 @@ from studio.generation import attention as kernels
 from studio.generation.caching import FirstBlock
 from studio.generation.graphs import Graphs
 
-Speed = Literal["auto", "eager", "graph", "compile"]
-RECOMPILES = 64  # one kind of block comes in that many shapes and more
+Speed = Literal["auto", "eager", "graph"]
 _WARM = "running"
 
 
@@ -19,13 +18,12 @@ _WARM = "running"
 class Runner:
     """The way a loaded denoiser runs, and what was found out about it; kept as long as the base stays loaded."""
 
-    how: Literal["eager", "graph", "compile"] = "eager"
+    how: Literal["eager", "graph"] = "eager"
     reason: str = ""
     graphs: Graphs | None = None
     halves: dict[bool, Graphs] = field(default_factory=dict)  # of looks with the cache at work: short ones, and whole ones
     first_block: FirstBlock | None = None
     caching: bool = False  # whether it is at work
-    compiled: bool = False
     attention: dict[Any, kernels.Choice] = field(default_factory=dict)  # by the shapes the denoiser is called with
 
     @property
@@ -60,9 +58,6 @@ def running(c: Components, layout: Callable[[], str], speed: Speed, cache: float
     """
     runner: Runner = c.warm.setdefault(_WARM, Runner())
     runner.how, runner.reason = choose(c, speed)
-    if cache and runner.how == "compile":
-        runner.how, runner.reason = "graph", "blocks that heed first_block_cache are not compiled"
-    _compile(c, runner)
     runner.caching = cache > 0
     if runner.caching:
         runner.first_block = runner.first_block or FirstBlock(c)
@@ -95,7 +90,6 @@ def begin(c: Components) -> None:
 
 def _forward(c: Components, runner: Runner, plain: Callable[..., Any], layout: Callable[[], str]) -> Callable[..., Any]:
     """The denoiser's call, run as the runner says."""
-    import torch
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         key = tuple(tuple(value.shape) for value in (*args, *kwargs.values()) if hasattr(value, "shape"))
@@ -103,69 +97,32 @@ def _forward(c: Components, runner: Runner, plain: Callable[..., Any], layout: C
             assert runner.cache is not None
             return runner.cache.run(key, lambda short: plain(*args, **kwargs))
         if key not in runner.attention:
-            with torch.compiler.set_stance("force_eager"):
-                result, shapes = kernels.seen(lambda: runner.cache.run(key, lambda short: plain(*args, **kwargs)) if runner.cache else plain(*args, **kwargs))
+            result, shapes = kernels.seen(lambda: runner.cache.run(key, lambda short: plain(*args, **kwargs)) if runner.cache else plain(*args, **kwargs))
             runner.attention[key] = kernels.fastest(shapes, c.device, c.dtype)
             return result
         with runner.attention[key].used():
             if runner.cache is not None:
                 return runner.cache.run(key, lambda short: runner.halves[short].run(layout(), c.device, *args, **kwargs))
             assert runner.graphs is not None
-            try:
-                return runner.graphs.run(layout(), c.device, *args, **kwargs)
-            except RuntimeError as error:
-                if not runner.compiled:
-                    raise
-                runner.how, runner.reason = "graph", f"its blocks cannot be compiled here ({str(error).splitlines()[0][:120]})"
-                _compile(c, runner)
-                return runner.graphs.run(layout(), c.device, *args, **kwargs)
+            return runner.graphs.run(layout(), c.device, *args, **kwargs)
 
     return forward
 
 
-def choose(c: Components, speed: Speed) -> tuple[Literal["eager", "graph", "compile"], str]:
+def choose(c: Components, speed: Speed) -> tuple[Literal["eager", "graph"], str]:
     """The way to run, and why."""
     if speed == "eager":
         return "eager", "asked for"
     if c.device.type != "cuda":
-        return "eager", f"graphs and compiled kernels need an NVIDIA GPU, and this is {c.device.type}"
+        return "eager", f"graphs need an NVIDIA GPU, and this is {c.device.type}"
     if any(parameter.device.type != c.device.type for parameter in c.denoiser.parameters()):
         return "eager", "parts of the denoiser wait in main memory"
-    if speed == "compile":
-        return "compile", "asked for"
     return "graph", "asked for" if speed == "graph" else "a captured graph costs nothing and leaves no Python between kernels"
 
 
 def release(c: Components) -> None:
-    """Give back the memory of captured graphs, and compiled kernels with them."""
+    """Give back the memory of captured graphs."""
     runner: Runner | None = c.warm.pop(_WARM, None)
     if runner is not None:
-        runner.how = "eager"
         for graphs in runner.all_graphs:
             graphs.clear()
-        _compile(c, runner)
-
-
-def _compile(c: Components, runner: Runner) -> None:
-    """Compile the blocks that repeat, or take their compiled form away, as `runner.how` says. Kernels are made at the first look."""
-    import torch
-
-    wanted = runner.how == "compile"
-    if wanted == runner.compiled:
-        return
-    for graphs in runner.all_graphs:
-        graphs.clear()
-    for block in _blocks(c):
-        if wanted:
-            block.compile(dynamic=False)
-        else:
-            block._compiled_call_impl = None
-    if wanted:
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)  # type: ignore[attr-defined]
-    runner.compiled = wanted
-
-
-def _blocks(c: Components) -> "Iterator[Any]":
-    """The kinds of blocks that a denoiser is made of, many of each: compiled once a shape, used often."""
-    kinds = {*(getattr(c.denoiser, "_repeated_blocks", None) or ()), "ResnetBlock2D"}
-    return (module for module in c.denoiser.modules() if type(module).__name__ in kinds)

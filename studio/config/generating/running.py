@@ -19,8 +19,8 @@ class Running(Settings):
     stack_mode: Literal["auto", "baked", "live"] = Field(
         default="auto", description="How the stack acts: baked into the weights, or live beside them, which schedules and quantised bases need"
     )
-    speed: Literal["auto", "eager", "graph", "compile"] = Field(
-        default="auto", description="How the denoiser runs: graph replays it as one CUDA graph, compile makes kernels of its own first, which takes a minute"
+    speed: Literal["auto", "eager", "graph"] = Field(
+        default="auto", description="How the denoiser runs: graph replays it as one CUDA graph, which auto does where it can"
     )
     first_block_cache: float = Field(
         default=0.0,
