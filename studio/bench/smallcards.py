@@ -26,6 +26,7 @@ from studio.bench.subjects import Subject
 from studio.config import TrainConfig
 from studio.data.cache import release
 from studio.families import offload, quantised
+from studio.families.away import SLOTS
 from studio.training import fast, objective, placing
 from studio.training.graph import Engine
 from studio.training.lean import recompute
@@ -54,7 +55,7 @@ class Row:
         return cls(family, int(resolution), format, float(share), speed, float(cap), *map(float, more))
 
 
-def table(rows: list[Row], weights: str, steps: int, device: torch.device) -> Iterator[dict[str, Any]]:
+def table(rows: list[Row], weights: str, steps: int, device: torch.device, buffers: int = SLOTS) -> Iterator[dict[str, Any]]:
     """The figures of every row; one that fails says why."""
     subject, loaded = None, None
     for row in rows:
@@ -67,14 +68,14 @@ def table(rows: list[Row], weights: str, steps: int, device: torch.device) -> It
             loaded = (row.family, row.format)
         assert subject is not None
         try:
-            yield asdict(row) | measure(row, subject, steps)
+            yield asdict(row) | measure(row, subject, steps, buffers)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             yield asdict(row) | {"error": " ".join(str(error).split())[:300]}
         release(device)
 
 
-def measure(row: Row, subject: Subject, steps: int) -> dict[str, Any]:
-    """Seconds of a step, peak memory in GiB, first losses."""
+def measure(row: Row, subject: Subject, steps: int, buffers: int = SLOTS) -> dict[str, Any]:
+    """Seconds of a step, peak memory in GiB, first losses. buffers: of the ring."""
     c, config = subject.components, _config(row, subject)
     denoiser: Any = c.denoiser
     with training._attached(subject, config) as attached:
@@ -84,7 +85,8 @@ def measure(row: Row, subject: Subject, steps: int) -> dict[str, Any]:
             recompute(denoiser, given)
         made = fast.prepare(attached, speed, fp8=config.fp8_products)
         began = time.perf_counter()
-        ring = offload.wait(denoiser, offload.names(denoiser, row.share), c.device, placing._trained, placing._joined) if row.share else None
+        waiting = offload.names(denoiser, row.share)
+        ring = offload.wait(denoiser, waiting, c.device, placing._trained, placing._joined, buffers) if waiting else None
         found: dict[str, Any] = {"placing_seconds": round(time.perf_counter() - began, 2), "waiting_gib": round(ring.bytes / GIB, 2) if ring else 0.0}
         goal = objective.choose(c.objective, c.parts["scheduler"].config, denoiser.config, config)
         stepper = Stepper(attached, subject.family, goal, config, made.fused if made else None)
@@ -179,6 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("rows", nargs="+", type=Row.of)
     parser.add_argument("--weights", default="random", help="random full-size ones, or demo")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--buffers", type=int, default=SLOTS, help="of the ring that waiting blocks come to")
     chosen = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
@@ -186,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
         told = {"machine": torch.cuda.get_device_name(device), "torch": torch.__version__, "copied_gib_per_second": _copied(device)}
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
-    for row in table(chosen.rows, chosen.weights, chosen.steps, device):
+    for row in table(chosen.rows, chosen.weights, chosen.steps, device, chosen.buffers):
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
 

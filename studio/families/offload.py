@@ -42,7 +42,7 @@ def settle(model: nn.Module, waiting: Collection[str], device: torch.device, min
             tensor.data = tensor.data.to(device)
 
 
-def wait(model: nn.Module, waiting: Collection[str], device: torch.device, mine: Mine = _none, also: Also = _none) -> "Ring":
+def wait(model: nn.Module, waiting: Collection[str], device: torch.device, mine: Mine = _none, also: Also = _none, slots: int = SLOTS) -> "Ring":
     """Let these blocks of a settled model come when they are needed; `Ring.close` ends it. Raises RunError if main memory does not do."""
 
     def block(name: str) -> Block:
@@ -52,7 +52,7 @@ def wait(model: nn.Module, waiting: Collection[str], device: torch.device, mine:
 
     with ThreadPoolExecutor(COPIERS) as pool:
         found = list(pool.map(block, waiting))
-    return Ring(found, device)
+    return Ring(found, device, slots)
 
 
 def stream(model: nn.Module, device: torch.device) -> "Ring":
@@ -137,11 +137,11 @@ class Slot:
 class Ring:
     """Brings blocks to the device in the order in which they were needed the first time."""
 
-    def __init__(self, waiting: list[Block], device: torch.device):
+    def __init__(self, waiting: list[Block], device: torch.device, slots: int = SLOTS):
         self.blocks, self.device = waiting, device
         self.beside = torch.cuda.Stream(device) if device.type == "cuda" else None
         size = max((block.size for block in waiting), default=0)
-        self.slots = [self._slot(size) for _ in range(min(SLOTS, len(waiting)))]  # the one that was needed last is the last
+        self.slots = [self._slot(size) for _ in range(min(slots, len(waiting)))]  # the one that was needed last is the last
         self.order: list[Block] = []
         self.places: dict[Block, int] = {}  # in that order
         self.learnt = False
@@ -164,8 +164,9 @@ class Ring:
         self.slots.remove(slot)
         self.slots.append(slot)
         ahead = self._foreseen(block, back)
-        if ahead and len(self.slots) > 1 and all(slot.holds is not ahead for slot in self.slots):
-            self._fetch(ahead)
+        for wanted in ahead:
+            if all(slot.holds is not wanted for slot in self.slots):
+                self._fetch(wanted, ahead)
 
     def rest(self) -> None:
         """Forget what is on the device. What the current stream does next may change the buffers."""
@@ -206,20 +207,17 @@ class Ring:
             self.turn = self.last
         self.back, self.last = back, self.places[block]
 
-    def _foreseen(self, block: Block, back: bool) -> Block | None:
-        """The block that is needed after this one; None at the turn, where those on the device are needed again."""
+    def _foreseen(self, block: Block, back: bool) -> list[Block]:
+        """The blocks that are needed after this one, as many as there is room for; at the turn those on the device are needed again."""
         if not self.learnt:
-            return None
-        place = self.places[block]
-        if back:
-            return self.order[place - 1 if place > self.turn else 0]
-        if place + 1 < len(self.order):
-            return self.order[place + 1]
-        return None if torch.is_grad_enabled() else self.order[0]
+            return []
+        place, n = self.places[block], len(self.order)
+        rest = [*range(place - 1, self.turn - 1, -1), *range(n)] if back else [*range(place + 1, n), *(() if torch.is_grad_enabled() else range(n))]
+        return [self.order[at] for at in rest[: len(self.slots) - 1]]
 
-    def _fetch(self, block: Block) -> Slot:
-        """Start copying the block into the buffer that was not needed for longest."""
-        slot = self.slots[0]
+    def _fetch(self, block: Block, wanted: Collection[Block] = ()) -> Slot:
+        """Start copying the block into the buffer that was not needed for longest and holds none that is wanted."""
+        slot = next(slot for slot in self.slots if slot.holds not in wanted)
         self._await(slot)
         slot.leave()
         with self._after_what_was_asked():

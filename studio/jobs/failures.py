@@ -26,7 +26,9 @@ def explain(error: BaseException, settings: Mapping[str, Any], folder: Path, che
         kind = next(kind for kind in type(error).__mro__ if kind.__module__ == StudioError.__module__)  # a room may refine a shared error
         return Failed(message=str(error), kept=held, error=kind.__name__)
     if _out_of_memory(error):
-        return Failed(message="the device ran out of memory", remedy=lower_setting(settings), kept=held, error="RunError")
+        return Failed(
+            message="the device ran out of memory", remedy=lower_setting(settings, gpu=not isinstance(error, MemoryError)), kept=held, error="RunError"
+        )
     if device_lost(error):
         message = f"the device stopped answering ({_first_line(error)[:200]}); the next job gets a new process"
         return Failed(message=message, remedy=f"{_again(held)}; if it happens again, look into the driver's log", kept=held, error="RunError")
@@ -42,8 +44,8 @@ def kept(checkpoints: Sequence[Checkpoint]) -> str:
     return f"the checkpoint of step {checkpoints[-1].step} is kept; it can be resumed from and exported"
 
 
-def lower_setting(settings: Mapping[str, Any]) -> str:
-    """The next setting to lower when memory does not suffice, cheapest in quality first."""
+def lower_setting(settings: Mapping[str, Any], gpu: bool = True) -> str:
+    """The next setting to lower when memory does not suffice, cheapest in quality first. gpu: whether it is the memory of one."""
     batch, size, rank = (settings.get(name) or 0 for name in ("batch_size", "resolution", "rank"))
     if batch > 1:
         half = batch // 2
@@ -51,6 +53,9 @@ def lower_setting(settings: Mapping[str, Any]) -> str:
         return f"set batch_size to {half} with gradient_accumulation {accumulation}; the result stays the same, it only takes longer"
     if size and not settings.get("gradient_checkpointing"):
         return "turn gradient_checkpointing on; the result stays the same, it only takes longer"
+    waiting = settings.get("block_offload") or 0.0
+    if gpu and "block_offload" in settings and waiting < 1 and not settings.get("fp8_products"):
+        return f"set block_offload to {min(1.0, waiting + 0.5):g}; the result stays the same, it only takes longer"
     if size > 512:
         return f"set resolution to {max(512, size * 3 // 4 // 64 * 64)}"
     if rank > 8:

@@ -19,7 +19,7 @@ BASES = ("demo-sdxl", "demo-flux")
 class Trained:
     """A demo base with a fresh adapter on which steps are taken, a share of its blocks waiting."""
 
-    def __init__(self, base: str, share: float, format: str = "full", **values):
+    def __init__(self, base: str, share: float, format: str = "full", slots: int = away.SLOTS, **values):
         self.subject = subjects.load(base.removeprefix("demo-"), "demo", torch.float32, CPU)
         c = self.subject.components
         if format != "full":
@@ -30,7 +30,7 @@ class Trained:
         self.attached = attach.attach(c, config)
         c.denoiser.train()
         self.print = attach.fingerprint(c)
-        self.ring = offload.wait(c.denoiser, self.waiting, CPU, lambda name: attach.NAME in name.split(".")) if share else None
+        self.ring = offload.wait(c.denoiser, self.waiting, CPU, lambda name: attach.NAME in name.split("."), slots=slots) if share else None
         goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config)
         self.stepper = Stepper(self.attached, self.subject.family, goal, config)
 
@@ -74,6 +74,20 @@ def test_weights_come_from_where_they_wait(base: str) -> None:
     assert not torch.equal(plain.told()[0], waits.told()[0])
 
 
+def test_a_ring_of_more_buffers_brings_more_blocks_ahead_and_changes_nothing() -> None:
+    plain, waits = Trained("demo-sdxl", 0.0), Trained("demo-sdxl", 0.6, slots=4)
+    assert all(torch.equal(one, other) for one, other in zip(plain.told(), waits.told(), strict=True))
+    ring = waits.ring
+    assert ring is not None and len(ring.slots) == 4
+    with torch.no_grad():
+        ring.need(ring.order[2], back=False)
+        assert {*ring.order[2:6]} == {slot.holds for slot in ring.slots}
+        ring.need(ring.order[-2], back=False)
+        assert {ring.order[-2], ring.order[-1], *ring.order[:2]} == {slot.holds for slot in ring.slots}
+        ring.need(ring.order[-1], back=True)
+        assert {*ring.order[-4:]} == {slot.holds for slot in ring.slots}
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_every_block_comes_once_on_the_way_forward_and_once_on_the_way_back(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     waits = Trained(base, 1.0)
@@ -81,7 +95,7 @@ def test_every_block_comes_once_on_the_way_forward_and_once_on_the_way_back(base
     assert ring is not None
     fetched: list[offload.Block] = []
     fetch = ring._fetch
-    monkeypatch.setattr(ring, "_fetch", lambda block: (fetched.append(block), fetch(block))[1])
+    monkeypatch.setattr(ring, "_fetch", lambda block, *wanted: (fetched.append(block), fetch(block, *wanted))[1])
     needed: list[bool] = []
     need = ring.need
     monkeypatch.setattr(ring, "need", lambda block, back: (needed.append(any(slot.holds is block for slot in ring.slots)), need(block, back=back))[1])

@@ -21,6 +21,8 @@ class OutOfMemoryError(RuntimeError):
 def test_every_failure_is_one_sentence_with_a_way_out_and_what_was_kept(tmp_path: Path) -> None:
     memory = explain(OutOfMemoryError("CUDA out of memory"), {"batch_size": 4, "gradient_accumulation": 1}, tmp_path, KEPT)
     assert "batch_size to 2 with gradient_accumulation 2" in memory.remedy and "step 200" in memory.kept
+    main = explain(MemoryError(), {"resolution": 1024, "gradient_checkpointing": True, "block_offload": 0.5}, tmp_path, [])
+    assert "resolution to 768" in main.remedy, "blocks that wait take more main memory, not less"
     full = explain(OSError(errno.ENOSPC, "No space left"), {}, tmp_path, KEPT)
     assert "disk is full" in full.message and "resume" in full.remedy
     ours = explain(FormatError("x is no LoRA; take another"), {}, tmp_path, [])
@@ -35,6 +37,10 @@ def test_every_failure_is_one_sentence_with_a_way_out_and_what_was_kept(tmp_path
         ({"batch_size": 3, "gradient_accumulation": 2}, "batch_size to 1 with gradient_accumulation 6"),
         ({"batch_size": 1, "resolution": 1024, "gradient_checkpointing": False}, "gradient_checkpointing on"),
         ({"batch_size": 1, "resolution": 1024, "gradient_checkpointing": True}, "resolution to 768"),
+        ({"batch_size": 1, "resolution": 1024, "gradient_checkpointing": True, "block_offload": None}, "block_offload to 0.5"),
+        ({"batch_size": 1, "resolution": 1024, "gradient_checkpointing": True, "block_offload": 0.7}, "block_offload to 1;"),
+        ({"batch_size": 1, "resolution": 1024, "gradient_checkpointing": True, "block_offload": 1.0}, "resolution to 768"),
+        ({"batch_size": 1, "resolution": 1024, "gradient_checkpointing": True, "block_offload": 0.0, "fp8_products": True}, "resolution to 768"),
         ({"batch_size": 1, "resolution": 512, "gradient_checkpointing": True, "rank": 32}, "rank to 16"),
         ({"width": 2048, "height": 1024}, "1536x768"),
     ],
