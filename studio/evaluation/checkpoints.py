@@ -9,6 +9,7 @@ import torch
 
 from studio import families
 from studio.config import TrainConfig, build
+from studio.config.training.newwords import NewWords
 from studio.data.cache import Cache
 from studio.data.images import ImageSet
 from studio.errors import Cancelled, InputError, StudioError
@@ -115,7 +116,9 @@ def measured_by(config: TrainConfig, base: Base, images: ImageSet, others: Image
     fresh = tuple(picture for picture in others.pictures if picture.sha256 not in seen)
     if not fresh:
         raise InputError(f"the run has seen every picture of {others.name}; name an image set that it has not seen")
-    alone = build(TrainConfig, {**config.model_dump(), "validation_fraction": 0, "early_stop": None, "rank_probe": False})
+    # Its captions need not hold the new words of the run, which are read where they do.
+    wordless = {name: field.get_default() for name, field in NewWords.model_fields.items()} | ({"network": "lora"} if config.network == "none" else {})
+    alone = build(TrainConfig, {**config.model_dump(), "validation_fraction": 0, "early_stop": None, "rank_probe": False, **wordless})
     other = plan(alone, base, facts, others, None)
     first = {one.picture.name: i for i, one in reversed(list(enumerate(other.shown))) if not one.prior}
     held = tuple(other.want(first[picture.name]) for picture in fresh)

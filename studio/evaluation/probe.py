@@ -103,6 +103,8 @@ def sentence(report: dict[str, Any]) -> str:
 def measuring(subject: Subject) -> TrainConfig:
     """The settings under which every layer of the adapter has a place, at its largest rank, and the rest is as it was trained."""
     layers = subject.adapter.layers
+    if not layers:
+        raise InputError("there are new words alone and no layers, so there are no ranks to look for")
     rank = max(layer.rank for layer in layers.values())
     if rank > LARGEST:
         raise InputError(f"the LoRA has layers of rank {rank}; those above {LARGEST} are resized first: resize --rank {LARGEST}")
@@ -139,7 +141,8 @@ class Looks:
         if "cancel" in self.requests.pending():
             raise Cancelled("the rank probe was cancelled; the LoRA is as it was")
         self.n += 1
-        attach.load(self.run.attached, adapter)
+        unread = not self.run.attached.words  # words of a file of which nobody knows the settings; its layers are what is asked about
+        attach.load(self.run.attached, replace(adapter, embeddings={}) if unread else adapter)
         config = self.run.plan.config
         with evaluating(self.run.components):
             return measure(self.run.plan.held, config.seed, config.batch_size or 1, self.run.losses)

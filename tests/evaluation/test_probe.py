@@ -8,6 +8,7 @@ import torch
 from studio.config import TrainConfig, build
 from studio.errors import Cancelled, FormatError, InputError, SettingsError
 from studio.evaluation import probe
+from studio.evaluation.checkpoints import measured_by
 from studio.families import sources
 from studio.lora.adapter import Adapter, Decomposed, Kronecker, LowRank
 from studio.lora.tools import trim
@@ -145,3 +146,31 @@ def of_kind():
 
 
 assert Studio
+
+
+def test_a_set_that_does_not_hold_the_new_words_can_measure(studio):  # noqa: F811
+    base = sources.find("demo-sdxl")
+    said = tuple(replace(picture, caption=f"zib, {picture.caption}") for picture in studio.images.pictures)
+    for more in ({}, {"network": "none"}):
+        config = studio.config(new_words="zib", **more)
+        made, _ = measured_by(config, base, replace(studio.images, pictures=said[:2]), replace(studio.images, pictures=studio.images.pictures[2:]), "known")
+        assert [want.caption for want in made.held] == [picture.caption for picture in studio.images.pictures[2:]]
+        assert made.config.new_words == ("zib",)
+        with pytest.raises(SettingsError, match="'zib' is in no caption"):
+            measured_by(config, base, studio.images, studio.images, "")
+
+
+@pytest.mark.long
+def test_new_words_stay_with_the_smaller_file_and_words_alone_have_no_ranks(studio, tmp_path):  # noqa: F811
+    config = studio.config(**HELD | {"steps": 2, "new_words": "zib", "trigger": "zib"})
+    list(studio.run(config, tmp_path / "run"))
+    path = tmp_path / "run" / "checkpoints" / checkpoint.name_of(2)
+    adapter, state = checkpoint.adapter(path), checkpoint.state(path)
+    known = probe.Subject(adapter, build(TrainConfig, state.settings), sources.find("demo-sdxl"), studio.images, state.images)
+    found = searched(studio, known, tmp_path / "known", tolerance=0.5)
+    assert found.adapter is None or found.adapter.embeddings.keys() == {"zib"}
+    unknown = probe.Subject(adapter, studio.config(batch_size=9), sources.find("demo-sdxl"), studio.images, others=studio.images)
+    other = searched(studio, unknown, tmp_path / "unknown", tolerance=0.5)
+    assert other.report["base_loss"] != found.report["base_loss"]
+    with pytest.raises(InputError, match="new words alone and no layers"):
+        searched(studio, replace(known, adapter=replace(adapter, layers={})), tmp_path / "alone")
