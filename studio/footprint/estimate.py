@@ -40,7 +40,7 @@ class Way:
     """How a run takes its steps.
 
     recomputed: share of the blocks whose activations are made again. offload: share of the base's blocks that wait in main memory.
-    apart: parts that encode on the CPU.
+    apart: parts that do not fit while they encode: text encoders come block by block, the VAE works on the CPU.
     """
 
     format: str = "full"

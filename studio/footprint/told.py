@@ -18,6 +18,7 @@ PARTS = {
     "allocator": "reserved, not in use",
     "driver": "driver and kernels",
 }
+APART = {"text": "text encoders come to the card block by block", "vae": "pictures are encoded without the card"}
 
 
 def values(choice: Choice) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def table(choice: Choice) -> str:
     lines += [f"{f'while {name}' if name != SAMPLES else 'while drawing samples':<24}{found.total(name) / GB:>8.2f} GB" for name in others]
     budget = f"{choice.card.budget / GB:.2f} GB" if choice.card.budget else "unknown"
     way = choice.way
-    apart = [f"{'captions' if part == 'text' else 'pictures'} are encoded without the card" for part in sorted(way.apart)]
+    apart = [APART[part] for part in sorted(way.apart)]
     steps = "recorded steps" if way.recorded else "steps one operation after another"
     told = [f"base {way.format}", f"{way.recomputed:.0%} of the blocks recomputed", f"{way.offload:.0%} of the base in main memory", steps, *apart]
     verdict = "fits" if choice.fits else "does not fit"
