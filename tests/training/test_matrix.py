@@ -15,7 +15,8 @@ from . import matrix, test_choices, test_networks
 from .test_loop import told
 
 # A choice that says how something looks or how fast it goes is no choice of what is learned.
-ELSEWHERE = {("init", "default"), ("optimizer", "adamw"), ("base_format", "auto"), ("base_format", "full"), ("caption_lines", "join")}
+# Network none trains new words and no layers: test_new_words has it, and words_table its figures.
+ELSEWHERE = {("network", "none"), ("init", "default"), ("optimizer", "adamw"), ("base_format", "auto"), ("base_format", "full"), ("caption_lines", "join")}
 REST: list[tuple[str, dict[str, Any]]] = [
     ("demo-sdxl", {"lr_schedule": "linear", "init": "gaussian", "targets": "all-linear"}),
     ("demo-flux", {"lr_schedule": "cosine", "init": "olora", "targets": "attention+mlp"}),
