@@ -87,7 +87,7 @@ class Worker:
 
     def _together(self, waiting: list[str]) -> list[str]:
         """The first job and those that go into one pass with it, once no more of them arrive."""
-        while passes.mates(waiting[0], waiting, self._place):
+        while self._place(waiting[0]):
             time.sleep(ARRIVING_SECONDS)
             again = self._home.waiting()
             if again == waiting or not again:

@@ -98,3 +98,14 @@ def test_orders_drawn_at_once_may_use_it_too(c: Components, tmp_path: Path, batc
     orders = [Order(build(GenerateConfig, {**values, "seed": i}), [(adapter(c, 1), 0.5)], tmp_path / f"{i}", Asked(), ["ink"]) for i in range(2)]
     last = {number: event for number, event in serve(c, orders)}
     assert all(isinstance(event, Finished) and event.result["looks"]["short"] for event in last.values())
+
+
+@pytest.mark.gpu
+def test_captured_looks_decide_and_draw_as_eager_ones(c: Components, tmp_path: Path) -> None:
+    from studio.generation.sampler import open_base
+
+    own = open_base(c.base, "fp32", "cuda")
+    found = {speed: draw(own, tmp_path / speed, first_block_cache=0.3, speed=speed, count=2) for speed in ("eager", "graph")}
+    assert looks(found["eager"]) == looks(found["graph"]) and looks(found["graph"])["short"]
+    assert numpy.abs(pixels(tmp_path / "graph", found["graph"]) - pixels(tmp_path / "eager", found["eager"])).max() <= 1
+    release(own)
