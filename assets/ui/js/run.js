@@ -55,7 +55,7 @@ function controls() {
   const cancel = button("Cancel", { symbol: "stop", kind: "small danger", title: "Stop; checkpoints stay  ·  Esc", act: act("cancel") });
   const pause = button("Pause", { symbol: "clock", kind: "small", title: "Stop after this step with a checkpoint, so that other jobs get the device", act: act("pause", "Pausing after this step") });
   const go = button("Use in Generate", { symbol: "generate", kind: "small primary", act: () => useRun() });
-  const now = button("Use in Generate", { symbol: "generate", kind: "small", title: "Put the run into the stack as it is, while it goes on", act: () => useLive() });
+  const now = button("Use live", { symbol: "generate", kind: "small", title: "Put the run into the stack as it is, while it goes on", act: () => useLive() });
   const save = button("Export", { symbol: "download", kind: "small", act: () => exportDialog({ source: open, name: job(open)?.name ?? "lora" }) });
   const more = button("Train further", { symbol: "plus", kind: "small", title: "Add steps to this run", act: (_, at) => menu(at, [100, 250, 500, 1000].map((n) => ({ label: `${n} more steps`, symbol: "plus", act: () => api.post(`/jobs/${api.id(open)}/extend`, { steps: n }).catch(failed("The run was not extended")) }))) });
   const judge = button("Evaluate", { symbol: "check", kind: "small", title: "Measure every checkpoint by pictures the run has not seen", act: () => evaluateRun(open) });
@@ -168,9 +168,10 @@ export function mount(element) {
   const bar = h("div", { class: "st-track is-tall", role: "progressbar", "aria-label": "Training", "aria-valuemin": 0, "aria-valuemax": 100 }, h("i"));
   const words = h("p", { class: "st-run-words" });
   const [numbers, tools, plot, levels, probe, strip, points, recipe, lines] = [figures(), controls(), chart(), byLevel(), probeCard(), filmstrip(), checkpoints(), against(), log()];
-  const swept = button("Sweep", { kind: "small quiet", symbol: "layers", title: "The runs of this sweep, side by side", act: () => compare(sweepOf(open)) });
+  const swept = button("Sweep", { kind: "small", symbol: "layers", title: "The runs of this sweep, side by side", act: () => compare(sweepOf(open)) });
+  tools.node.append(swept);
   const legend = h("span", { class: "st-legend" }, h("i", { class: "is-trained" }), "trained", h("i", { class: "is-held" }), "held out, with the 95 % interval");
-  const body = h("div", { class: "st-run" }, h("header", { class: "st-run-head" }, h("div", { class: "st-run-title" }, name, stateBadge, swept), tools.node), words, bar, numbers.node, h("section", { class: "st-card" }, h("h3", {}, "Loss", legend), plot.node), levels.node, probe.node, strip.node, points.node, recipe.node, lines.node);
+  const body = h("div", { class: "st-run" }, h("header", { class: "st-run-head" }, h("div", { class: "st-run-title" }, name, stateBadge), tools.node), words, bar, numbers.node, h("section", { class: "st-card" }, h("h3", {}, "Loss", legend), plot.node), levels.node, probe.node, strip.node, points.node, recipe.node, lines.node);
   const none = empty("train", "Nothing has been trained yet", ["Choose an image set on the left, look over the settings, and press Start. The demo base trains in a minute, even without a graphics card."]);
   none.append(h("ol", { class: "st-steps" }, ["Pictures", "Settings", "Start", "Watch it learn here"].map((text, i) => h("li", {}, h("b", {}, String(i + 1)), text))));
   element.replaceChildren(h("section", { class: "st-panel is-plain", "aria-label": "Run" }, h("div", { class: "st-scroll" }, none, body)));
