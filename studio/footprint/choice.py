@@ -7,7 +7,7 @@ from typing import Any
 
 from studio.config import TrainConfig
 from studio.families import away
-from studio.footprint.estimate import SAMPLES, Card, Footprint, Job, Way, estimate, frozen
+from studio.footprint.estimate import SAMPLES, Card, Footprint, Job, Way, blocks, estimate
 
 # Faster ones first, as measured (assets/docs/performance.md): a recorded step whose blocks come from main memory beats an eager one on a rounded
 # base, and rounds nothing. Format of the base, and share of its blocks that may wait in main memory where that is large enough.
@@ -141,7 +141,7 @@ def _waits(job: Job, way: Way) -> bool:
     """Whether main memory can hold the blocks that wait."""
     if not way.offload or not job.card.host:
         return True
-    sizes = away.blocks(frozen(job, way))
+    sizes = blocks(job, way)
     return sum(sizes[name] for name in away.chosen(sizes, way.offload)) <= HOST_SHARE * job.card.host
 
 

@@ -94,6 +94,16 @@ class Job:
     def trained(self) -> dict[str, Trained]:
         return adapters.trained(self.measures.denoiser, self.facts, self.config)
 
+    @cached_property
+    def kept_sizes(self) -> dict[str, dict[str, int]]:
+        """What `frozen` found, by format."""
+        return {}
+
+    @cached_property
+    def kept_blocks(self) -> dict[str, dict[str, int]]:
+        """Bytes of the blocks, by format."""
+        return {}
+
     @property
     def itemsize(self) -> int:
         """Bytes of a number of the frozen base."""
@@ -129,7 +139,9 @@ def estimate(job: Job, way: Way) -> Footprint:
 
 def frozen(job: Job, way: Way) -> dict[str, int]:
     """Bytes of each tensor of the frozen base."""
-    found: dict[str, int] = {}
+    if way.format in job.kept_sizes:
+        return job.kept_sizes[way.format]
+    found = job.kept_sizes[way.format] = {}
     for layer in job.measures.denoiser.layers():
         n = math.prod(layer.shape)
         if way.format in BITS and layer.linear and layer.repeated:
@@ -140,6 +152,13 @@ def frozen(job: Job, way: Way) -> dict[str, int]:
         if layer.bias:
             found[f"{layer.name}.bias"] = layer.outputs * job.itemsize
     return found
+
+
+def blocks(job: Job, way: Way) -> dict[str, int]:
+    """Bytes of each block that can wait in main memory."""
+    if way.format not in job.kept_blocks:
+        job.kept_blocks[way.format] = away.blocks(frozen(job, way))
+    return job.kept_blocks[way.format]
 
 
 def _held(job: Job, way: Way, shapes: list[tuple[int, ...]]) -> dict[str, int]:
@@ -208,7 +227,7 @@ def activations(job: Job, way: Way) -> tuple[int, int]:
 
 def _waiting(job: Job, way: Way) -> list[str]:
     """Names of the blocks that wait in main memory."""
-    return away.chosen(away.blocks(frozen(job, way)), way.offload) if way.offload else []
+    return away.chosen(blocks(job, way), way.offload) if way.offload else []
 
 
 def _beside(one: Trained, config: TrainConfig) -> int:
