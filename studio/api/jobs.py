@@ -38,6 +38,11 @@ class Evaluation(BaseModel):
     images: str | None = Field(default=None, max_length=300, description="image set to measure by; without it the pictures that the run held out")
 
 
+class Fit(BaseModel):
+    settings: dict[str, Any] = Field(description="those of a training run; the image set may be left out")
+    card: float | None = Field(default=None, ge=1, le=1000, description="GB of another card than this machine's")
+
+
 class Token(BaseModel):
     token: str = Field(min_length=1, max_length=200)
 
@@ -66,6 +71,13 @@ def _submit(router: APIRouter, workspace: Workspace) -> None:
     def train(body: dict[str, Any], idempotency_key: Key = "") -> dict[str, Any]:
         no_output(body)
         return public(jobs.train(build(TrainConfig, body), idempotency_key))
+
+    @router.post("/train/plan")
+    def plan(body: Fit) -> dict[str, Any]:
+        """What a run would take of a card, part by part, and how it would be made to fit; nothing is started."""
+        _no_output(body.settings)
+        config = build(TrainConfig, {"images": "none yet", **body.settings})
+        return workspace.fitting.plan(config, body.card, counted="images" in body.settings)
 
     @router.post("/generate", status_code=201)
     def generate(body: dict[str, Any], idempotency_key: Key = "") -> dict[str, Any]:

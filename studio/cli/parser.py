@@ -102,6 +102,7 @@ def _add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
     train.add_argument(
         "--sweep", action="append", default=[], metavar="SETTING=A,B,...", help="one run for every value, and for every combination of several --sweep"
     )
+    train.add_argument("--plan", action="store_true", help="say what memory the run would take and how it would fit, with two steps on the GPU; train nothing")
     add_settings(train, TrainConfig)
 
 

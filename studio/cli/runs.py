@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.cli.fitting import fit
 from studio.cli.flags import locate, settings_from
 from studio.cli.follow import follow
 from studio.cli.judging import verdict
@@ -38,6 +39,8 @@ def train(arguments: argparse.Namespace) -> int:
             changes["output"] = _absolute(config.output)
         if config.start_from:
             changes["start_from"] = locate(config.start_from, lambda name: knows(workspace.library.find, name))
+        if arguments.plan:
+            return fit(workspace, config.model_copy(update=changes), arguments.json)
         if arguments.sweep:
             return _sweep(workspace, build(TrainConfig, {name: getattr(config, name) for name in config.model_fields_set} | changes), arguments)
         job = workspace.jobs.train(config.model_copy(update=changes))

@@ -60,7 +60,7 @@ def choose(job: Job) -> Choice:
         way, found = min(tried, key=lambda pair: pair[1].peak)
     notes = _samples(found, job) if fits else (refusal(job, found),)
     if fits and way.format != "full" and job.config.base_format == "auto":
-        notes = (f"the base is kept in {way.format}, which fits {_gb(job.card.budget)}; set base_format full for all its bits", *notes)
+        notes = (f"the base is kept in {way.format}, which fits {_gb(job.card.budget)}{_whole(job)}", *notes)
     return Choice(way, found, job.card, fits, _why(way, found, tried[0][1], job), notes)
 
 
@@ -71,7 +71,7 @@ def refusal(job: Job, least: Footprint) -> str:
     given = [name for name, empty in (("base_format", "auto"), ("gradient_checkpointing", None), ("block_offload", None)) if getattr(config, name) != empty]
     asked = f" with {' and '.join(given)} as given" if given else ""
     return (
-        f"{title} at {max(job.height, job.width)} px, batch {config.batch_size or 1}, rank {config.rank} takes at least {_gb(least.peak)}{asked} "
+        f"{title} at {job.side} px, batch {config.batch_size or 1}, rank {config.rank} takes at least {_gb(least.peak)}{asked} "
         f"and {_gb(job.card.budget)} may be taken: {_way_out(job, given)}"
     )
 
@@ -141,8 +141,12 @@ def _waits(job: Job, way: Way) -> bool:
     """Whether main memory can hold the blocks that wait."""
     if not way.offload or not job.card.host:
         return True
+    return _waiting_bytes(job, way) <= HOST_SHARE * job.card.host
+
+
+def _waiting_bytes(job: Job, way: Way) -> int:
     sizes = blocks(job, way)
-    return sum(sizes[name] for name in away.chosen(sizes, way.offload)) <= HOST_SHARE * job.card.host
+    return sum(sizes[name] for name in away.chosen(sizes, way.offload))
 
 
 def _apart(job: Job) -> frozenset[str]:
@@ -158,6 +162,15 @@ def _samples(found: Footprint, job: Job) -> tuple[str, ...]:
     if not job.card.budget or need <= job.card.budget:
         return ()
     return (f"samples take about {_gb(need)}, more than the {_gb(job.card.budget)} that may be taken: they may be left out; draw them afterwards instead",)
+
+
+def _whole(job: Job) -> str:
+    """How much free main memory would let the base keep all its bits, if that is what is missing."""
+    rich = replace(job, card=replace(job.card, host=0), config=job.config.model_copy(update={"base_format": "full"}))
+    fitting = next((way for way, found in _first_fit(rich) if _fits(found, rich.card)), None)
+    if fitting is None or not fitting.offload:
+        return ""
+    return f"; with {_gb(int(_waiting_bytes(rich, fitting) / HOST_SHARE))} of free main memory it could keep all its bits"
 
 
 def _why(way: Way, found: Footprint, first: Footprint, job: Job) -> str:
@@ -180,8 +193,8 @@ def _way_out(job: Job, given: list[str]) -> str:
         return f"leave {' and '.join(given)} empty, then it fits"
     if (config.batch_size or 1) > 1 and _some_fit(replace(job, config=config.model_copy(update={"batch_size": 1}))):
         return f"set batch_size to 1 with gradient_accumulation {config.gradient_accumulation * (config.batch_size or 1)}"
-    for side in range((max(job.height, job.width) - 1) // 64 * 64, LEAST_SIDE - 1, -64):
-        scale = side / max(job.height, job.width)
+    for side in range((job.side - 1) // 64 * 64, LEAST_SIDE - 1, -64):
+        scale = side / job.side
         smaller = replace(job, height=max(64, int(job.height * scale) // 64 * 64), width=max(64, int(job.width * scale) // 64 * 64))
         if _some_fit(smaller):
             return f"set resolution to {side}"

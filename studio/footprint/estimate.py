@@ -83,6 +83,11 @@ class Job:
     pictures: int = 20
 
     @property
+    def side(self) -> int:
+        """Of the square with as many pixels, as `resolution` means it."""
+        return round(math.sqrt(self.height * self.width))
+
+    @property
     def facts(self) -> Facts:
         return self.family.facts
 

@@ -63,6 +63,7 @@ LABELS = {
     "word_stop": "Words stop at",
     "word_t5": "Words for T5 too",
     "base_format": "Bits of the base",
+    "memory_budget": "Memory budget",
     "block_offload": "Blocks in main memory",
     "target_pattern": "Targets by pattern",
     "rank_stabilized": "Rank-stabilised scale",

@@ -10,6 +10,7 @@ from studio.ui.commands import Reply, Values, connect
 from studio.ui.components import slot, splitter
 from studio.ui.forms import Form, choices_of, label_of, widget
 from studio.workspace import Workspace
+from studio.workspace.fitting import CARDS
 
 SIMPLE = ("base", "name", "trigger", "steps", "resolution", "rank", "learning_rate", "sample_every", "save_every", "sample_prompts")
 STARTS_WITH = {"sample_every": "50"}  # whoever watches wants to see something; the command line makes none unless asked
@@ -29,11 +30,12 @@ def train_view(workspace: Workspace) -> None:
                 slot("recipes.js", "train-recipe", options={"recipes": [{"name": one.name, "title": one.title, "about": one.about} for one in recipes()]})
                 slot("search.js", "train-search", options={"form": "train-form", "folds": "train-advanced", "fold": "train-fold"})
                 form = _form([base.name for base in workspace.bases.list()])
+            slot("fits.js", "train-fits", options={"cards": list(CARDS)})
             slot("train.js", "train-foot", options={"settings": swept()})
         splitter("settings", "Width of the settings", initial=352, limits=(280, 620), side=1)
         slot("run.js", "train-run")
     commands = {"start": _start(workspace), "sweep": _sweep(workspace), "choose_set": _choose_set(form), "continue_from": _continue_from(workspace, form)}
-    connect(workspace, form, {**commands, "recipe": _recipe(workspace, form)})
+    connect(workspace, form, {**commands, "fits": _fits(workspace), "recipe": _recipe(workspace, form)})
 
 
 def _form(bases: list[str]) -> Form:
@@ -79,6 +81,16 @@ def _sweep(workspace: Workspace) -> Any:
         return {"id": jobs[0].id, "n": len(jobs)}, {}
 
     return sweep
+
+
+def _fits(workspace: Workspace) -> Any:
+    def fits(settings: Values, payload: Values) -> Reply:
+        """What a run with these settings would take of a card."""
+        images = payload.get("images")
+        config = build(TrainConfig, {**settings, "images": images or "none yet"})
+        return workspace.fitting.plan(config, payload.get("card"), counted=bool(images)), {}
+
+    return fits
 
 
 def _recipe(workspace: Workspace, form: Form) -> Any:

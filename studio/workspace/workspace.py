@@ -20,6 +20,7 @@ from studio.library.repair import set_aside
 from studio.workspace.bases import Bases
 from studio.workspace.captions import Captions
 from studio.workspace.commandline import command_line
+from studio.workspace.fitting import Fitting
 from studio.workspace.gallery import Gallery
 from studio.workspace.hub import Hub
 from studio.workspace.inputs import Inputs
@@ -37,7 +38,7 @@ from studio.workspace.watch import Watch
 
 class Workspace:
     """One data folder and its use cases: `sets`, `jobs`, `library`, `tools`, `gallery`, `inputs`, `presets`,
-    `bases`, `sweeps`, `pairs`.
+    `bases`, `sweeps`, `pairs`, `fitting`.
 
     `start` runs the queue in the background: a studio does so at once, a command when it follows a job. Several processes may
     open one data folder; one of them hands out jobs.
@@ -53,6 +54,7 @@ class Workspace:
         self.pairs = Pairs(self.sets, self.gallery)
         self.inputs = Inputs(db, layout)
         self.presets = Presets(layout)
+        self.fitting = Fitting(self.bases, self.sets, devices)
         self.jobs = Jobs(db, layout, self.sets, self.bases, self.library, self.inputs)
         self.sweeps = Sweeps(layout, self.jobs)
         self.tools = Tools(self.bases, self.library, self.jobs.source, self.jobs.submit)

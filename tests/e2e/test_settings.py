@@ -76,3 +76,15 @@ def test_a_sweep_is_started_and_compared_and_a_run_held_against_a_recipe(watched
     page.get_by_label("Recipe to compare with").select_option("sdxl-style")
     expect(page.locator("details[open] tr", has_text="rank").first).to_contain_text("4")
     assert (watched.errors, watched.foreign) == ([], [])
+
+
+def test_a_card_is_chosen_and_the_page_says_whether_the_run_fits(watched: Watched) -> None:
+    page = watched.page
+    page.wait_for_selector("#train-fits .st-badge.is-good")
+    page.select_option("#train-fits select", "8")
+    page.wait_for_function("document.querySelector('#train-fits .st-fits-verdict').textContent.includes('of 8.0 GB')")
+    page.click("#train-fits summary")
+    assert "Frozen base" in page.inner_text("#train-fits") and "Recomputed blocks" in page.inner_text("#train-fits")
+    page.select_option("#train-fits select", "")
+    page.wait_for_function("!document.querySelector('#train-fits .st-fits-verdict').textContent.includes('of 8.0 GB')")
+    assert watched.errors == []

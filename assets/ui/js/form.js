@@ -52,6 +52,7 @@ const write = { train: settled((values) => remember("form.train", values), 300),
 // What the widgets hold, kept in the browser for the next visit.
 export function keep(form, names, values) {
   write[form](Object.fromEntries(names.map((name, i) => [name, values[i]])));
+  say("form-changed", { form });
 }
 
 on("form-reset", ({ form }) => {
