@@ -258,7 +258,7 @@ def _caching(job: Job, way: Way, driver: int) -> dict[str, dict[str, int]]:
     """Captions first, then pictures; encoders are there one kind at a time."""
     found: dict[str, dict[str, int]] = {}
     text, picture = job.measures.text, job.measures.encode
-    own = {one.name: 4 if job.config.precision == "fp16" and not one.kept else job.itemsize for one in text}  # T5 overflows in fp16
+    own = {one.name: 4 if job.config.precision == "fp16" and not one.per_rank else job.itemsize for one in text}  # T5 overflows in fp16
     if "text" not in way.apart:
         weights = sum(one.parameters * own[one.name] for one in text)
         found["captions"] = {"text encoders": weights, "working": max(one.working * own[one.name] for one in text), "driver": driver}

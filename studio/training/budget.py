@@ -61,12 +61,14 @@ def capped(config: TrainConfig, device: torch.device, planned: Choice) -> Iterat
     if device.type != "cuda" or not config.memory_budget:
         yield
         return
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, (planned.card.budget - DRIVER) / total)), device)
+    # Unlike most of torch's functions this one wants the number of the card, where "cuda" alone has none.
+    number = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(number).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, (planned.card.budget - DRIVER) / total)), number)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, number)
 
 
 def begin(device: torch.device) -> None:
