@@ -75,7 +75,7 @@ def _submit(router: APIRouter, workspace: Workspace) -> None:
     @router.post("/train/plan")
     def plan(body: Fit) -> dict[str, Any]:
         """What a run would take of a card, part by part, and how it would be made to fit; nothing is started."""
-        _no_output(body.settings)
+        no_output(body.settings)
         config = build(TrainConfig, {"images": "none yet", **body.settings})
         return workspace.fitting.plan(config, body.card, counted="images" in body.settings)
 

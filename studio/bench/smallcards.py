@@ -27,6 +27,7 @@ from studio.config import TrainConfig
 from studio.data.cache import release
 from studio.families import offload, quantised
 from studio.families.away import SLOTS
+from studio.footprint.estimate import Card, Job, Way, estimate
 from studio.training import fast, objective, placing
 from studio.training.graph import Engine
 from studio.training.lean import recompute
@@ -105,8 +106,18 @@ def measure(row: Row, subject: Subject, steps: int, buffers: int = SLOTS) -> dic
                 ring.close()
             if made:
                 made.undo()
+    if c.device.type == "cuda":
+        way = Way(row.format, given or 0.0, row.share, recorded=engine is not None)
+        found["planned_reserved_gib"] = round(_planned(row, subject, config, way) / GIB, 2)
     found["recomputed"] = given if given is not None or engine is None else {2: 0.0, 1: 0.5, 0: 1.0}[len(engine.shares)]
     return found | {"mode": speed.mode, "trouble": engine.trouble if engine else ""}
+
+
+def _planned(row: Row, subject: Subject, config: TrainConfig, way: Way) -> int:
+    """What the memory plan of a run would say of these steps, without the driver's share."""
+    job = Job(config, subject.components.base, subject.family, Card(True), row.resolution, row.resolution, pictures=FIRST)
+    training = estimate(job, way).phases["training"]
+    return sum(training.values()) - training["driver"]
 
 
 def _config(row: Row, subject: Subject) -> TrainConfig:

@@ -18,7 +18,7 @@ SCALED_FEWEST = 1024  # features of a layer below which it stays out of products
 SAMPLES = "samples"
 RESIDENT = 2**30  # most that encodings take on the device
 
-# Measured on an NVIDIA H100 with torch 2.11+cu130 by `lora-studio bench --tasks memory`, bytes.
+# Measured on an NVIDIA H100 with torch 2.11+cu130 on steps as `python -m studio.bench.smallcards` takes them, see assets/docs/performance.md; bytes.
 DRIVER = 920_000_000  # context and kernels, beside what torch's allocator has: 650 MB at first, 790 to 920 MB after some steps
 IN_FLIGHT = 3  # tensors of the largest size that a backward pass works with beside what was kept: 1.7 to 3.8
 SPARE = {"eager": 140_000_000, "quantised": 390_000_000, "recorded": 590_000_000}  # reserved and not in use: 50 to 420, 320 to 730, 470 to 840 MB

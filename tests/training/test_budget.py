@@ -1,6 +1,7 @@
 """Claims about how a run keeps to its memory plan."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,3 +101,20 @@ def test_a_preview_that_does_not_fit_costs_no_run(studio, tmp_path, of_kind):
     events = list(studio.run(studio.config(steps=2, sample_every=1), tmp_path, preview=preview))
     told = [event.message for event in of_kind(events, "warned") if event.message.startswith("no preview")]
     assert len(told) == 2 and "too little memory" in told[0] and of_kind(events, "finished")
+
+
+def test_the_cap_is_set_on_the_card_that_is_meant_and_taken_off_again(studio, monkeypatch):
+    """torch's own function is called, with its check of what a device may be; only the driver behind it is a stand-in."""
+    seen = []
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda fraction, number: seen.append((round(fraction, 2), number)), raising=False)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=40 * 10**9))
+    planned = SimpleNamespace(card=budget.Card(True, 20_920_000_000))
+    for device, number in (("cuda", 2), ("cuda:1", 1)):
+        with budget.capped(studio.config(memory_budget=20.92), torch.device(device), planned):
+            assert seen[-1] == (0.5, number)
+        assert seen[-1] == (1.0, number)
+    with budget.capped(studio.config(), torch.device("cuda"), planned):
+        assert len(seen) == 4, "without a budget nothing is held to anything"

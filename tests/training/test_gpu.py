@@ -145,3 +145,9 @@ def test_recorded_steps_bring_waiting_blocks_and_follow_those_that_have_them(gpu
     middle = str(tmp_path / "waits" / "checkpoints" / "step-000004")
     again = told(gpu.run(gpu.config(base, speed="graph", block_offload=0.3, start_from=middle, **values), tmp_path / "again"))
     assert [step[1] for step in again] == pytest.approx([event.loss for event in of_kind(waits, "step")][4:], rel=1e-2)
+
+
+def test_a_run_keeps_to_its_budget_and_tells_planned_and_taken_memory(gpu, tmp_path, of_kind):
+    config = gpu.config(precision="bf16", steps=4, memory_budget=2)
+    [finished] = of_kind(list(gpu.run(config, tmp_path)), "finished")
+    assert 0 < finished.result["peak_vram_bytes"] <= finished.result["peak_reserved_bytes"] < 2 * 10**9 and finished.result["planned_reserved_bytes"] > 0
