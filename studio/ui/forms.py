@@ -93,6 +93,7 @@ WIDE = frozenset(
 )
 # What an empty setting means where no base or family says it and the studio does not choose.
 EMPTY = {
+    "memory_budget": "what is free",
     "vae": "the base's own",
     "encoders": "the base's own",
     "epochs": "by steps",

@@ -21,7 +21,7 @@ function bar(plan) {
 
 function way(plan) {
   const { base_format, recomputed, block_offload, recorded, apart } = plan.chosen;
-  return [["Base", base_format], ["Recomputed blocks", percent(recomputed)], ["Base in main memory", percent(block_offload)], ["Steps", recorded ? "recorded" : "one by one"], ["Encoded without the card", apart.map((part) => (part === "text" ? "captions" : "pictures")).join(", ")]];
+  return [["Base", base_format], ["Recomputed blocks", percent(recomputed)], ["Base in main memory", percent(block_offload)], ["Steps", recorded ? "recorded" : "one by one"], ["Text encoders", apart.includes("text") ? "block by block" : ""], ["VAE", apart.includes("vae") ? "on the processor" : ""]];
 }
 
 function details(plan) {
