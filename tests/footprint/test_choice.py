@@ -4,11 +4,13 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 from studio.footprint import choice, told
 from studio.footprint.choice import choose, ways
-from studio.footprint.estimate import SAMPLES, Way
-from tests.footprint.test_estimate import FULL, job
+from studio.footprint.estimate import SAMPLES, Card, Way
+from studio.training import speed
+from tests.footprint.test_estimate import FULL, job, loaded
 
 BIG = 64 * 10**9
 WORDS = {"new_words": "zib"}
@@ -144,3 +146,25 @@ def test_new_words_keep_the_encoders_that_read_them_in_memory_and_steps_are_not_
     assert not choose(job(FULL["flux"], 1024, 10**12, True, precision="bf16", rank=16, masked_loss=True, masked_prior_weight=0.5)).way.recorded
     alone = job(FULL["sdxl"], 1024, 10**12, True, precision="bf16", rank=16, network="none", **WORDS)
     assert not alone.trained and choose(alone).footprint.parameters == 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"network": "dora"},
+        {"network": "loha"},
+        {"init": "olora"},
+        {"dropout": 0.1},
+        {"optimizer": "lion"},
+        {"prior_prediction": True},
+        {"preference_beta": 1000.0},
+        {"targets": "all-linear"},
+        {"rank_stabilized": True, "lora_plus_ratio": 4.0},
+    ],
+    ids=str,
+)
+def test_the_plan_and_the_run_agree_on_which_steps_can_be_recorded(values):
+    _, config, attached = loaded("sdxl", **values)
+    attached.components.device = torch.device("cuda")  # what the run asks first; nothing is moved there
+    assert choice.recordable(config, Way(), Card(True)) == (speed._obstacle(attached, config) == "")
