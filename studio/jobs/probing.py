@@ -1,5 +1,6 @@
 """The rank probe in the worker: at the end of a run that asks for it, or as a job of its own on any LoRA. What it writes is proven as every file."""
 
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ SUFFIX = "-trimmed"
 
 def probe(work: "Work") -> Iterator[Event]:
     """A smaller LoRA that predicts held-out pictures as well, as a file."""
+    began = time.monotonic()
     yield Loading(phase="starting")
     from studio.evaluation import probe as engine
 
@@ -28,13 +30,15 @@ def probe(work: "Work") -> Iterator[Event]:
     subject, words = _subject(work)
     found = yield from _searched(work, subject, config.tolerance)
     if found.adapter is None:
-        yield Finished(result={"path": "", "probe": found.report})
+        yield Finished(seconds=round(time.monotonic() - began, 3), result={"path": "", "probe": found.report})
         return
     target = Path(config.output) if config.output else work.folder.path / "output" / f"{work.manifest.name}.safetensors"
     written = _written(found, target, config.format, config.dtype, words)
     shown = target.as_posix() if config.output else target.relative_to(work.folder.path).as_posix()
     yield Exported(path=shown, report=written)
-    yield Finished(result={"path": shown, "bytes": target.stat().st_size, "probe": engine.with_bytes(found.report, target.stat().st_size)})
+    n = target.stat().st_size
+    result = {"path": shown, "bytes": n, "probe": engine.with_bytes(found.report, n)}
+    yield Finished(seconds=round(time.monotonic() - began, 3), result=result)
 
 
 def at_the_end(work: "Work", config: TrainConfig, given: Path, whole: Path) -> Generator[Event, None, dict[str, Any]]:

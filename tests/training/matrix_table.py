@@ -128,15 +128,16 @@ def options(rows: list[Row]) -> str:
             lines.append(f"| **{heading}** | | | | | | |")
         for title in dict.fromkeys(row["title"] for row in inside):
             both = {row["base"]: row for row in inside if row["title"] == title}
-            cells = [cell for base in BASES for cell in _fell(both.get(base))]
+            cells = [cell for base in BASES for cell in _fell(both.get(base), "refused" if group == "objectives" else "not run")]
             steps = ", ".join(sorted({str(row["steps"]) for row in both.values()}))
             lines.append(f"| {title} | {' | '.join(cells)} | {steps} | {_read(list(both.values()))} |")
     return "**Every choice.** Set woodcut, seed 1; losses are those that the run itself learns from, before and after on the same draws.\n\n" + "\n".join(lines)
 
 
-def _fell(row: Row | None) -> list[str]:
+def _fell(row: Row | None, otherwise: str) -> list[str]:
+    """otherwise: where there is no row; an objective that means nothing to a base is refused by it."""
     if row is None:
-        return ["not run", ""]
+        return [otherwise, ""]
     if "failed" in row:
         return [row["failed"], ""]
     low, high = row["between"]
