@@ -7,6 +7,7 @@ the median of a few looks of the denoiser (a guided pair where the family draws 
 waiting for the device; loops and whole pictures are timed as they stand.
 """
 
+import gc
 import statistics
 import tempfile
 import time
@@ -39,7 +40,9 @@ def table(spec: Spec, out: Path | None, device: torch.device) -> Iterator[dict[s
     speeds: list[Any] = [mode for mode in spec.modes if mode in get_args(Speed)] or ["auto"]
     machine = report.machine(device)
     for family, precision, resolution in product(spec.families, spec.precisions, spec.resolutions):
+        gc.unfreeze()
         drawn = load(family, spec.weights, resolution, number_format(precision), device)
+        gc.freeze()  # as a worker does that keeps a base
         place = {"task": "generate", "family": family, "resolution": resolution, "precision": precision, "weights": spec.weights}
         with tempfile.TemporaryDirectory() as folder:
             for row in measured(drawn, speeds, spec.steps, Path(folder)):

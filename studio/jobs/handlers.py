@@ -44,6 +44,7 @@ class Warm:
         if self._components is None or key != self._key:
             self.free()
             self._components = load()
+            gc.freeze()  # half a million objects that stay: to look through them takes the collector 0.3 s, in the middle of a change of the stack
             self._key, self.name = key, base.name
         return self._components
 
@@ -62,6 +63,7 @@ class Warm:
         """Give the device's memory back."""
         self._components, self._key, self.name = None, "", ""
         self._adapters.clear()
+        gc.unfreeze()
         gc.collect()
         import torch
 
