@@ -155,6 +155,8 @@ def test_a_narrow_window_has_no_sideways_scroll(watched, width: int) -> None:
 def test_a_restart_is_noticed_and_the_page_goes_on(watched, studio) -> None:
     page = watched.page
     page.wait_for_selector(".st-light[data-tone=good]")
+    watched.view("train")
+    expect(page.locator(".st-fits-verdict .st-badge")).to_be_visible()  # nothing is asked of the studio any more
     studio.stop()
     expect(page.locator(".st-toast", has_text="does not answer")).to_be_visible()
     studio.start()

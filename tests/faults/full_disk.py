@@ -87,7 +87,7 @@ class House:
             self._tick()
             for waiting in self.worker._home.waiting():
                 try:
-                    self.worker._take(waiting)
+                    self.worker._take([waiting])
                 except OSError:  # the process would end here
                     self.worker = worker.Worker(self.studio.layout, "cpu")
         return self.studio.jobs.show(id)

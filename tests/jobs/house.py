@@ -41,7 +41,7 @@ class House:
         except StudioError as error:
             told = str(error)
         for id in WorkerFolder(self.studio.layout.workers, "cpu").waiting():
-            self.worker._take(id)
+            self.worker._take([id])
         return told
 
     def until_idle(self) -> None:

@@ -43,6 +43,8 @@ export function mount(element, { cards }) {
   const inside = h("div", { class: "st-fits-inside" });
   const more = h("details", { class: "st-fits-more", hidden: true }, h("summary", {}, "What takes the memory"), inside);
   let asked = 0;
+  let there = true;
+  let missed = false;
   const show = (plan) => {
     verdict.replaceChildren(badge(plan.fits ? "Fits" : "Does not fit", plan.fits ? "good" : "bad"), h("span", {}, plan.budget ? `${gb(plan.peak)} of ${gb(plan.budget)}` : gb(plan.peak)));
     verdict.title = `on ${plan.card}`;
@@ -58,6 +60,8 @@ export function mount(element, { cards }) {
     more.hidden = true;
   };
   const look = settled(async () => {
+    missed = !there; // a form that is asked while the studio is away would make Gradio load the whole page anew
+    if (missed) return;
     asked += 1;
     const own = asked;
     try {
@@ -74,5 +78,9 @@ export function mount(element, { cards }) {
   on("form-changed", ({ form }) => form === "train" && look());
   on("base-chosen", ({ form }) => form === "train" && look());
   on("set-chosen", look);
+  on("connection", ({ open }) => {
+    there = open;
+    if (open && missed) look();
+  });
   look();
 }
