@@ -35,7 +35,7 @@ def verbs(parser: argparse.ArgumentParser | None = None) -> dict[str, argparse.A
 
 def words_of(parser: argparse.ArgumentParser) -> str:
     text = (parser.description or "").rstrip(".")
-    return text[0].lower() + text[1:]
+    return text if text.startswith("LoRA") else text[0].lower() + text[1:]
 
 
 def verb_table() -> str:

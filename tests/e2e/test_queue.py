@@ -1,7 +1,11 @@
 """Two tabs on one queue: what one does, the other shows within three seconds."""
 
 import json
+import re
+import time
 import urllib.request
+
+from playwright.sync_api import Route, expect
 
 from tests.e2e.conftest import Studio, Watched
 
@@ -51,3 +55,35 @@ def test_two_tabs_agree_on_order_and_pauses(watched: Watched, studio: Studio) ->
         for id in reversed(list(dict.fromkeys(jobs))):
             ask(studio, f"/jobs/{id}/cancel")
         first.wait_for_function("document.querySelectorAll('.st-queue [aria-label^=Cancel]').length === 0", timeout=60_000)
+
+
+def test_a_job_that_was_made_while_an_older_list_was_on_its_way_stays(watched: Watched, studio: Studio) -> None:
+    page = watched.page
+    page.click(".st-rail-item[data-view=queue]")
+
+    def train(name: str) -> str:
+        return ask(studio, "/jobs/train", images="blueprint", base="demo-sdxl", name=name, steps=2000, resolution=64)["id"]
+
+    made = [train("made-early")]  # runs, so that the other waits, and nothing more is told of it
+    page.wait_for_selector(".is-job:has-text('made-early') .st-row-state:has-text('running')", timeout=60_000)
+    page.wait_for_selector(".st-light[data-tone=good]")
+    page.wait_for_load_state("networkidle")
+    refresh = "performance.getEntriesByType('resource').find((one) => one.name.endsWith('/js/state.js')).name"
+
+    def late(route: Route) -> None:
+        if len(made) > 1:
+            return route.continue_()
+        answer = route.fetch()  # the list as it is now
+        made.append(train("made-late"))
+        time.sleep(1)  # and the page hears of the job before it gets it
+        return route.fulfill(response=answer)
+
+    page.route(re.compile(r"/api/jobs$"), late)
+    try:
+        page.evaluate(f"import({refresh}).then((state) => state.refresh('jobs'))")
+        expect(page.locator(".st-queue .is-job b", has_text="made-late")).to_be_visible()
+        assert len(made) == 2 and watched.errors == []
+    finally:
+        page.unroute(re.compile(r"/api/jobs$"))
+        for id in reversed(made):
+            ask(studio, f"/jobs/{id}/cancel")

@@ -8,13 +8,19 @@ export const state = { sets: [], jobs: [], adapters: [], bases: [], status: null
 
 const SOURCES = { sets: "/sets", jobs: "/jobs", adapters: "/adapters?limit=500", bases: "/bases" };
 
-// The newest jobs, and every one that runs or waits however old it is; one that the stream told newer of stays.
+const hearing = new Set(); // for each list that is on its way, the jobs that the stream told of meanwhile
+
+// The newest jobs, and every one that runs or waits however old it is; what the stream told newer of stays, and what it told of since the list was made.
 async function allJobs() {
-  const [recent, waiting] = await Promise.all([api.get("/jobs"), api.get("/jobs/queue")]);
+  const heard = new Set();
+  hearing.add(heard);
+  const [recent, waiting] = await Promise.all([api.get("/jobs"), api.get("/jobs/queue")]).finally(() => hearing.delete(heard));
   const listed = new Set(recent.items.map((one) => one.id));
+  const found = [...recent.items, ...waiting.items.filter((one) => !listed.has(one.id))];
   const held = new Map(state.jobs.map((one) => [one.id, one]));
   const newest = (one) => ((held.get(one.id)?.updated ?? 0) > one.updated ? held.get(one.id) : one);
-  return [...recent.items, ...waiting.items.filter((one) => !listed.has(one.id))].map(newest);
+  const there = new Set(found.map((one) => one.id));
+  return [...state.jobs.filter((one) => heard.has(one.id) && !there.has(one.id)), ...found.map(newest)];
 }
 
 export async function refresh(name) {
@@ -32,6 +38,7 @@ const soon = Object.fromEntries(Object.keys(SOURCES).map((name) => [name, settle
 on("changed", ({ what }) => soon[what]?.());
 on("resync", () => Object.values(soon).forEach((act) => act()));
 on("job", ({ job }) => {
+  hearing.forEach((heard) => heard.add(job.id));
   const at = state.jobs.findIndex((other) => other.id === job.id);
   if (at < 0) state.jobs = [job, ...state.jobs];
   else state.jobs = state.jobs.with(at, job);
