@@ -4,10 +4,14 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+
+
+MOMENTS = ("queued", "created", "started", "finished", "updated")  # fields that hold seconds since 1970
 
 
 def values(record: Any) -> Any:
@@ -61,6 +65,8 @@ def details(record: Any, *, as_json: bool) -> int:
             print(f"{key.replace('_', ' ')}:")
             for name, inner in value.items():
                 print(f"  {name}: {_short(_cell(inner))}")
+        elif key in MOMENTS and isinstance(value, float):
+            print(f"{key}: {datetime.fromtimestamp(value).astimezone().isoformat(sep=' ', timespec='seconds')}")
         elif value not in (None, "", [], {}):
             print(f"{key.replace('_', ' ')}: {_short(_cell(value))}")
     return 0
