@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-
 MOMENTS = ("queued", "created", "started", "finished", "updated")  # fields that hold seconds since 1970
 
 
