@@ -60,7 +60,6 @@ def _test(python: Path, root: Path, arguments: list[str]) -> int:
     workers = min(cores, MAX_TEST_WORKERS)
     chosen = any(argument.startswith(("-n", "--numprocesses", "--pdb")) for argument in arguments)
     if not chosen and workers > 1:
-        # Neighbours stay together as long as there is work, so that what a file prepares is prepared once and not in every worker.
-        arguments = ["-n", str(workers), "--dist", "worksteal", *arguments]
+        arguments = ["-n", str(workers), *arguments]
         environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
     return subprocess.call([str(python), "-m", "pytest", *arguments], cwd=root, env=environ)
