@@ -37,10 +37,10 @@ def looks(events: list[Event]) -> dict[str, int]:
 
 
 def test_a_picture_with_the_cache_is_near_the_one_without_and_takes_fewer_whole_looks(c: Components, tmp_path: Path) -> None:
-    before = {name: value.clone() for name, value in c.denoiser.state_dict().items()}
     large = {"width": 128, "height": 128}
     events = draw(c, tmp_path / "plain", **large)
     plain, none = pixels(tmp_path / "plain", events), looks(events)
+    before = {name: value.clone() for name, value in c.denoiser.state_dict().items()}
     other = pixels(tmp_path / "other", draw(c, tmp_path / "other", seed=6, **large))
     events = draw(c, tmp_path / "on", first_block_cache=0.2, **large)
     found, near = looks(events), numpy.abs(pixels(tmp_path / "on", events) - plain).mean()
