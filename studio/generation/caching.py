@@ -48,6 +48,7 @@ class FirstBlock:
         self._kept: dict[Any, _Kept] = {}
         self._key: Any = None
         self._skips = False
+        self._paused = False
         self._change: Tensor | None = None  # of the first block's output since the last whole look, as the look at hand finds it
         self.begin()
         self.whole = self.short = 0
@@ -62,9 +63,9 @@ class FirstBlock:
         self.whole = self.short = 0
         blocks = [self._first, *self._rest]
         before = [vars(block).get("forward") for block in blocks]
-        self._first.forward = self._leading(self._first.forward)
+        self._first.forward = self._unless_paused(self._first.forward, self._leading(self._first.forward))
         for place, block in enumerate(self._rest):
-            block.forward = (self._standing if self._unet else self._passing)(place, block.forward)
+            block.forward = self._unless_paused(block.forward, (self._standing if self._unet else self._passing)(place, block.forward))
         try:
             yield
         finally:
@@ -72,6 +73,15 @@ class FirstBlock:
                 del block.forward
                 if own is not None:
                     block.forward = own
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Meanwhile looks are whole and leave no trace."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def run(self, key: Any, call: Callable[[bool], Any]) -> Any:
         """One look. key: the shapes of its inputs. call: runs the denoiser, told whether the look is short."""
@@ -90,6 +100,9 @@ class FirstBlock:
         self._seen = True
         self.short, self.whole = self.short + self._skips, self.whole + (not self._skips)
         return found
+
+    def _unless_paused(self, plain: Callable[..., Any], heeding: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: (plain if self._paused else heeding)(*args, **kwargs)
 
     @property
     def _mine(self) -> _Kept:

@@ -6,6 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from studio.families.base import Components
 from studio.generation import attention
+from studio.generation import running as ways
 from studio.generation.graphs import LOOKS, Graphs
 from studio.generation.running import choose, release, running
 from studio.generation.stack import Stack
@@ -44,6 +45,19 @@ def test_attention_is_counted_by_shape() -> None:
     found, shapes = attention.seen(call)
     assert torch.equal(found, call()) and shapes == {((1, 2, 8, 4), (1, 2, 3, 4)): 2, ((1, 2, 8, 4), (1, 2, 8, 4)): 1}
     assert attention.fastest(shapes, torch.device("cpu"), torch.float32) == attention.Choice()
+
+
+@pytest.mark.parametrize("cache", [0.0, 1e-9])
+def test_the_first_look_of_a_loaded_base_is_bit_for_bit_what_later_ones_are(c: Components, monkeypatch: pytest.MonkeyPatch, cache: float) -> None:
+    """With a choice of kernels that round otherwise than the library's own; a CPU captures nothing, so looks run on plainly."""
+    monkeypatch.setattr(ways, "choose", lambda c, speed: ("graph", "asked for"))
+    monkeypatch.setattr(attention, "fastest", lambda *_: attention.Choice(("MATH",)))
+    usual = look(c)
+    with running(c, lambda: "", "graph", cache) as runner:
+        first, second = look(c), look(c)
+        assert len(runner.attention) == 1 and runner.looks == ({"looks": {"whole": 2, "short": 0}} if cache else {})
+    release(c)
+    assert torch.equal(first, second) and not torch.equal(first, usual)
 
 
 @pytest.mark.gpu
