@@ -11,15 +11,12 @@ from starlette.concurrency import run_in_threadpool
 
 from studio.api.announce import announcing
 from studio.api.replies import public, send_file
+from studio.api.undo import Token
 from studio.api.uploads import received
 from studio.config import BaseChoice, safe_stem
 from studio.errors import FormatError, StudioError
 from studio.workspace import Workspace
 from studio.workspace.library import cards
-
-
-class Token(BaseModel):
-    token: str = Field(min_length=1, max_length=200)
 
 
 class NewName(BaseModel):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from studio.api.announce import announcing
 from studio.api.replies import public
+from studio.api.undo import Token
 from studio.workspace import Workspace
 
 
@@ -16,10 +17,6 @@ class NewBase(BaseModel):
     path: str = Field(min_length=1, max_length=4096, description="a diffusers folder or a .safetensors file on this machine")
     vae: str | None = Field(default=None, max_length=4096)
     encoders: str | None = Field(default=None, max_length=4096)
-
-
-class Token(BaseModel):
-    token: str = Field(min_length=1, max_length=200)
 
 
 def routes(workspace: Workspace) -> APIRouter:

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from studio.api.announce import announcing
 from studio.api.replies import public, send_file
+from studio.api.undo import Token
 from studio.api.uploads import received
 from studio.workspace import Workspace
 
@@ -17,10 +18,6 @@ from studio.workspace import Workspace
 class Pair(BaseModel):
     worse: str = Field(min_length=1, max_length=200, description="the other picture")
     set: str = Field(default="preferences", min_length=1, max_length=190, description="image set that the pair goes into; made if it is new")
-
-
-class Token(BaseModel):
-    token: str = Field(min_length=1, max_length=200)
 
 
 def routes(workspace: Workspace) -> APIRouter:

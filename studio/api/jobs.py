@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from studio.api.kept import Kept
 from studio.api.replies import public, send_file, without_paths
+from studio.api.undo import Token
 from studio.config import GenerateConfig, TrainConfig, build, safe_stem
 from studio.errors import NotFound, SettingsError
 from studio.workspace import Workspace
@@ -41,10 +42,6 @@ class Evaluation(BaseModel):
 class Fit(BaseModel):
     settings: dict[str, Any] = Field(description="those of a training run; the image set may be left out")
     card: float | None = Field(default=None, ge=1, le=1000, description="GB of another card than this machine's")
-
-
-class Token(BaseModel):
-    token: str = Field(min_length=1, max_length=200)
 
 
 class Export(BaseModel):

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from studio.api.announce import announcing
 from studio.api.replies import public, send_file
+from studio.api.undo import Token
 from studio.api.uploads import received
 from studio.workspace import Workspace
 
@@ -26,10 +27,6 @@ class SetChange(BaseModel):
 
 class Caption(BaseModel):
     caption: str = Field(max_length=100_000)
-
-
-class Token(BaseModel):
-    token: str = Field(min_length=1, max_length=200)
 
 
 def routes(workspace: Workspace) -> APIRouter:
