@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from studio import families
 from studio.families.base import Components, Conditioning
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+R = TypeVar("R")
 LOOK_SECONDS = 0.1  # between two looks for a cancel inside one step
 
 
@@ -122,6 +123,23 @@ def interruptible(c: Components, check: Callable[[], None]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def reporting(c: Components, begin: "Callable[[], Generator[Done, None, R]]", check: Callable[[], None] | None) -> "Callable[[Callable[[Done], None]], R]":
+    """A call that runs what `begin` gives to its end and reports every step it has done. `check`, if any, is called within steps too, and may raise."""
+
+    def draw(report: Callable[[Done], None]) -> "R":
+        import torch
+
+        with torch.no_grad(), interruptible(c, check) if check else contextlib.nullcontext():
+            steps = begin()
+            while True:
+                try:
+                    report(next(steps))
+                except StopIteration as ended:
+                    return ended.value
+
+    return draw
 
 
 def _blocks(c: Components) -> "Iterator[Any]":

@@ -1,6 +1,5 @@
 """Pictures from a base, a stack of LoRAs and a prompt; training previews come from here too."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from studio.families.base import Base, Components
 from studio.families.devices import resolve_dtype
 from studio.generation import conditioning, decoding, modes, orders, prompt, together
 from studio.generation import files as picture_files
-from studio.generation.denoise import Done, Guide, interruptible
+from studio.generation.denoise import Done, Guide, reporting
 from studio.generation.orders import Order, Plan, Requests
 from studio.generation.previews import Previews
 from studio.generation.running import running
@@ -76,7 +75,7 @@ def generate(
                 break
             ones = [going.one(index) for index in group]
             within = going.check if runner.how == "eager" else None  # a replayed graph has no blocks to look between
-            drawing = Turns[Done, "list[Picture]"](_drawing(c, _steps_of(c, ones, plan, applied.fingerprint(c.facts.text_encoders), applied.at), within))
+            drawing = Turns[Done, "list[Picture]"](reporting(c, _steps_of(c, ones, plan, applied.fingerprint(c.facts.text_encoders), applied.at), within))
             yield from _steps(drawing, group.start * plan.steps, going.total, previews, going.check)
             for index, one, picture in zip(group, ones, drawing.result, strict=True):
                 yield going.keep(picture, index, one)
@@ -132,7 +131,7 @@ def preview(c: Components, prompts: Sequence[str], step: int, folder: Path, seed
             for index, text in enumerate(prompts):
                 spoken = prompt.parse(text).text
                 plan = orders.plan(c, GenerateConfig(base=c.base.name, prompt=spoken, seed=seed + index, steps=steps), (), {})
-                [picture] = _drawing(c, _steps_of(c, [plan.config], plan, "", lambda _: None), None)(lambda _: None)
+                [picture] = reporting(c, _steps_of(c, [plan.config], plan, "", lambda _: None), None)(lambda _: None)
                 path = f"samples/{step:06}-{index}.png"
                 picture_files.save(picture, folder / path, plan.config, [], plan.model)
                 yield Sample(step=step, path=path, prompt=text, seed=plan.config.seed)
@@ -147,20 +146,3 @@ def _steps_of(
         return conditioning.guide(c, prompt.parse(config.prompt).text, config, text_stack)
 
     return lambda: together.steps(c, configs, guided, plan.sources, before)
-
-
-def _drawing(c: Components, begin: "Callable[[], together.Making]", check: Callable[[], None] | None) -> "Callable[[Callable[[Done], None]], list[Picture]]":
-    """A call that draws a group of pictures and reports every step it has done. `check`, if any, is called within steps too, and may raise."""
-
-    def draw(report: Callable[[Done], None]) -> "list[Picture]":
-        import torch
-
-        with torch.no_grad(), interruptible(c, check) if check else contextlib.nullcontext():
-            steps = begin()
-            while True:
-                try:
-                    report(next(steps))
-                except StopIteration as ended:
-                    return ended.value
-
-    return draw

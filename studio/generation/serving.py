@@ -16,7 +16,7 @@ from studio.errors import SettingsError, StudioError
 from studio.events import Event, Preview, Started, Step, Warned
 from studio.families.base import Components
 from studio.generation import conditioning, decoding, modes, orders, prompt, sampler, together
-from studio.generation.denoise import Done, Guide, interruptible
+from studio.generation.denoise import Done, Guide, reporting
 from studio.generation.orders import Going, Order
 from studio.generation.previews import Previews
 from studio.generation.running import running
@@ -110,7 +110,9 @@ def _pass(c: Components, going: dict[int, Going]) -> Iterator[Said]:
             for message in (*own.plan.warnings, *mine.warnings):
                 yield number, Warned(message=message)
             yield number, Started(total=own.total, settings=own.plan.config.model_dump(mode="json"), facts={**common, **sampler.stack_facts(mine)})
-        drawing = Turns[Done, "Tensor"](_drawing(c, [one.one for one in shown], applied, _all_ending(going) if runner.how == "eager" else None))
+        ones = [one.one for one in shown]
+        check = _all_ending(going) if runner.how == "eager" else None
+        drawing = Turns[Done, "Tensor"](reporting(c, lambda: together.latents(c, ones, _guide(c, ones, applied), applied.at), check))
         with contextlib.closing(drawing.__iter__()) as steps:
             yield from _steps(c, steps, shown, going)
         if going:
@@ -162,23 +164,6 @@ def _kept(c: Components, latents: "Tensor", shown: Sequence[_Shown], going: dict
             last = error
         del going[number]
         yield number, last
-
-
-def _drawing(c: Components, ones: Sequence[GenerateConfig], applied: Stack, check: Callable[[], None] | None) -> "Callable[[Callable[[Done], None]], Tensor]":
-    """A call that gives the latents of the whole batch and reports every step."""
-
-    def draw(report: Callable[[Done], None]) -> "Tensor":
-        import torch
-
-        with torch.no_grad(), interruptible(c, check) if check else contextlib.nullcontext():
-            steps = together.latents(c, ones, _guide(c, ones, applied), applied.at)
-            while True:
-                try:
-                    report(next(steps))
-                except StopIteration as ended:
-                    return ended.value
-
-    return draw
 
 
 def _guide(c: Components, ones: Sequence[GenerateConfig], applied: Stack) -> Guide:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from studio.config import GenerateConfig, build
 from studio.config.generating.passes import shared_pass
 from studio.errors import SettingsError
-from studio.events import Event, Loading
+from studio.events import Loading
 from studio.library import civitai
 
 if TYPE_CHECKING:
     from studio.generation.orders import Order
+    from studio.generation.serving import Said
     from studio.jobs.handlers import Work
 
 T = TypeVar("T")
-Said = tuple[int, Event | Exception]  # number of a job, and what it says; an exception is the end of that job
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def mates(first: T, others: Sequence[T], of: Callable[[T], Place | None]) -> lis
     return found
 
 
-def draw(works: "Sequence[Work]") -> Iterator[Said]:
-    """Draw these jobs in one pass. What ends one of them ends it alone."""
+def draw(works: "Sequence[Work]") -> "Iterator[Said]":
+    """Draw these jobs in one pass, each by its number. What ends one of them ends it alone."""
     for number in range(len(works)):
         yield number, Loading(phase="starting")
     from studio.generation import sampler, serving
