@@ -37,7 +37,6 @@ FOLDERS: Mapping[Part, tuple[str, ...]] = {  # beginnings of the folders' names 
     "text": ("text_encoder", "tokenizer"),
     "denoiser": ("unet", "transformer", "scheduler"),
 }
-AT_ONCE = 8  # captions where the text encoders' weights must come to the device for each pass
 RESIDENT_BYTES = 2**30  # tensors kept on the device between batches; the rest is read from disk each time
 
 
@@ -133,7 +132,7 @@ class Cache:
         """The part, ready to encode, and how many things at once pay."""
         import torch
 
-        from studio.families import offload
+        from studio.families import away, offload
 
         rings: list[offload.Ring] = []
         c = self.family.load(self.base, [part], self.dtype, torch.device("cpu") if part in self.apart else self.device)
@@ -141,7 +140,7 @@ class Cache:
             if part == "text" and part in self.apart:
                 rings += [offload.stream(model, self.device) for model in c.parts.values() if isinstance(model, torch.nn.Module)]
                 c.device = self.device
-            yield c, AT_ONCE if rings else 1
+            yield c, away.AT_ONCE if rings else 1
         finally:
             for ring in rings:
                 ring.close()

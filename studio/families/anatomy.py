@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from studio.families.away import SLOTS
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -107,6 +109,13 @@ class Encoder:
     kept: int = 0  # numbers kept for the backward pass where it is trained; 0 if it never is
     through: int = 0  # the same where a gradient only passes through it, to new words
     per_rank: int = 0  # numbers of a LoRA of rank 1 on its attention
+    blocks: int = 0  # that can wait in main memory
+    block: int = 0  # numbers of each of them
+
+    @property
+    def streamed(self) -> int:
+        """Numbers on the device while all its blocks wait, the ring's buffers among them."""
+        return self.parameters - max(0, self.blocks - SLOTS) * self.block
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,8 @@ def t5(config: Mapping[str, Any], name: str, tokens: int) -> Encoder:
     total = int(config["vocab_size"]) * width + depth * layer + int(config["relative_attention_num_buckets"]) * heads + width
     # Of a layer: scores in fp32 and rounded, two norms' inputs in fp32, q, k, v, and the gate, whose gelu is written out
     through = depth * (3 * heads * tokens * tokens + tokens * (6 * width + 3 * across + 6 * inner))
-    return Encoder(name, total, working=4 * heads * tokens * tokens + tokens * (6 * width + 3 * inner), through=through)
+    working = 4 * heads * tokens * tokens + tokens * (6 * width + 3 * inner)
+    return Encoder(name, total, working=working, through=through, blocks=depth, block=layer)
 
 
 def vae(config: Mapping[str, Any], height: int, width: int) -> tuple[Encoder, Encoder]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 
 SLOTS = 2  # buffers of the ring
+AT_ONCE = 8  # captions that pass through text encoders at once whose blocks come for each pass
 ALIGNMENT = 256  # bytes; where each tensor begins in a buffer
 _BLOCK = re.compile(r"(?:.+\.)?(?:resnets|transformer_blocks|single_transformer_blocks|encoder\.block)\.\d+")
 

@@ -138,7 +138,7 @@ def estimate(job: Job, way: Way) -> Footprint:
     phases = _caching(job, way, driver)
     phases["training"] = held | _stepping(job, way, parameters) | {"driver": driver}
     if job.config.sample_every:
-        phases[SAMPLES] = _sampling(job, held, driver)
+        phases[SAMPLES] = _sampling(job, way, held, driver)
     return Footprint({name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()}, parameters)
 
 
@@ -259,17 +259,23 @@ def _caching(job: Job, way: Way, driver: int) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     text, picture = job.measures.text, job.measures.encode
     own = {one.name: 4 if job.config.precision == "fp16" and not one.per_rank else job.itemsize for one in text}  # T5 overflows in fp16
-    if "text" not in way.apart:
-        weights = sum(one.parameters * own[one.name] for one in text)
-        found["captions"] = {"text encoders": weights, "working": max(one.working * own[one.name] for one in text), "driver": driver}
+    streamed = "text" in way.apart
+    weights = sum(_numbers(one, way) * own[one.name] for one in text)
+    working = max(one.working * own[one.name] for one in text) * (away.AT_ONCE if streamed else 1)
+    found["captions"] = {"text encoders": weights, "working": working, "driver": driver}
     if "vae" not in way.apart:
         found["pictures"] = {"vae": 4 * picture.parameters, "working": 4 * picture.working, "driver": driver}
     return found
 
 
-def _sampling(job: Job, held: Mapping[str, int], driver: int) -> dict[str, int]:
+def _numbers(encoder: Encoder, way: Way) -> int:
+    """Of a text encoder, on the device while it encodes."""
+    return encoder.streamed if "text" in way.apart else encoder.parameters
+
+
+def _sampling(job: Job, way: Way, held: Mapping[str, int], driver: int) -> dict[str, int]:
     """All parts of the base are there at once while samples are drawn."""
-    text = sum(one.parameters for one in job.measures.text if one not in job.encoders) * job.itemsize
+    text = sum(_numbers(one, way) for one in job.measures.text if one not in job.encoders) * job.itemsize
     decode = job.measures.decode
     return {**held, "text encoders": held["text encoders"] + text, "vae": 4 * decode.parameters, "working": 4 * decode.working, "driver": driver}
 
