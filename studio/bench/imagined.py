@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from studio.bench.subjects import skeleton
+from studio.bench.subjects import filled, skeleton
 from studio.families import FAMILIES, get, parts, sources
 from studio.families.base import Base, Components, Family, Part
 from studio.families.parts import CONFIGS, freeze, read_json
-
-PATTERN = 2**20  # random numbers that all weights are filled with, over and over
 
 
 class Imagined:
@@ -58,24 +56,6 @@ class Imagined:
             self._waiting[dtype] = dict(filled(skeleton(self._family, base.path), dtype, device).state_dict())
         bare.load_state_dict(self._waiting[dtype], assign=True)
         return freeze(bare, device)
-
-
-def filled(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The model on the device with weights of the usual spread, and position ids where it has them."""
-    model = model.to(dtype).to_empty(device=device)
-    pattern = torch.randn(PATTERN, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
-            parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
-            continue
-        flat = parameter.data.view(-1)
-        whole = flat.numel() // PATTERN * PATTERN
-        flat[:whole].view(-1, PATTERN).copy_(pattern.expand(whole // PATTERN, PATTERN))
-        flat[whole:].copy_(pattern[: flat.numel() - whole])
-        parameter.data.mul_(parameter[0].numel() ** -0.5)
-    for buffer in model.buffers():
-        buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand_as(buffer))
-    return freeze(model, device)
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from studio.data.cache import Batch
 from studio.families import get, sources
 from studio.families.base import Base, Components, Family
 from studio.families.flux import TEXT_TOKENS
-from studio.families.parts import CONFIGS, read_json
+from studio.families.parts import CONFIGS, freeze, read_json
 from studio.families.sdxl import TOKENS
 from studio.training.step import Micro
 
+PATTERN = 2**20  # random numbers that all weights are filled with, over and over
 LATENT_PIXELS = 8  # pixels that one latent stands for, either way
 
 
@@ -72,15 +73,21 @@ def skeleton(family: Family, configs: Path) -> Any:
 
 
 def filled(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The model on the device with random weights of the usual spread, frozen."""
+    """The model on the device with random weights of the usual spread, frozen, and position ids where it has them."""
     model = model.to(dtype).to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
+    pattern = torch.randn(PATTERN, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
-            parameter.data.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
-        else:
+        if parameter.dim() < 2:
             parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
-    return model.requires_grad_(False).eval()
+            continue
+        flat = parameter.data.view(-1)
+        whole = flat.numel() // PATTERN * PATTERN
+        flat[:whole].view(-1, PATTERN).copy_(pattern.expand(whole // PATTERN, PATTERN))
+        flat[whole:].copy_(pattern[: flat.numel() - whole])
+        parameter.data.mul_(parameter[0].numel() ** -0.5)
+    for buffer in model.buffers():
+        buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand_as(buffer))
+    return freeze(model, device)
 
 
 def _random(family: Family, dtype: torch.dtype, device: torch.device) -> Components:

@@ -3,20 +3,20 @@
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from studio.bench import imagined
 from studio.bench.cases import Case
-from studio.bench.fullsize import GIB, NoRequests, noise_pictures, random_base
+from studio.bench.fullsize import GIB, NoRequests, noise_pictures
 from studio.bench.subjects import Subject
 from studio.config import TrainConfig
 from studio.data.cache import release
 from studio.data.images import read_set
 from studio.events import Loading, Started, Step, Warned
-from studio.families import sources
 from studio.training.loop import train
 
 SETTLED = 4  # steps before the clock runs: shapes are recorded or compiled in them
@@ -24,14 +24,13 @@ PICTURES = 4
 
 
 def measure(case: Case, subject: Subject, config: TrainConfig, steps: int) -> dict[str, Any]:
-    """Seconds a step of a whole run, and from its start to the end of step 1, by phase. Bases with random weights are written to disk first."""
-    device = subject.components.device
-    with tempfile.TemporaryDirectory() as folder, _aside(subject):
-        work, base = Path(folder), subject.components.base
-        if not (base.path / "model_index.json").is_file():
-            base = sources.identify(random_base(case.family, work / "base", small=False))
+    """Seconds a step of a whole run, and from its start to the end of step 1, by phase. Of a base with random weights no file is read."""
+    device, base = subject.components.device, subject.components.base
+    there = base.name != "random"
+    with tempfile.TemporaryDirectory() as folder, _aside(subject), nullcontext(base) if there else imagined.base(case.family) as base:
+        work = Path(folder)
         images = read_set(noise_pictures(work / "set", PICTURES, case.resolution))
-        wanted = config.model_copy(update={"base": str(base.path), "steps": SETTLED + steps})
+        wanted = config.model_copy(update={"base": base.name, "steps": SETTLED + steps})
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         clock = Clock()
