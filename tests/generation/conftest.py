@@ -9,6 +9,7 @@ import torch
 
 from studio.families import sources
 from studio.families.base import Components
+from studio.generation import together
 from studio.generation.sampler import open_base
 from studio.lora.adapter import Adapter, LowRank
 from studio.lora.attach import module_map
@@ -57,3 +58,17 @@ def adapter(c: Components, seed: int, contains: Sequence[str] = (".attn",), *, r
         down = torch.randn(rank, *shape[1:], generator=draw) / shape[1:].numel() ** 0.5
         layers[path] = LowRank(down, torch.randn(shape[0], rank, *([1] * (len(shape) - 2)), generator=draw) * size / rank**0.5, alpha=rank / 2)
     return Adapter(c.facts.name, layers, {"ss_output_name": f"random-{seed}", "sshs_model_hash": f"{seed:012x}" + "ab" * 26})
+
+
+def room_for(n: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Memory runs out when more than n pictures are denoised at once; how many were tried each time, as it fills."""
+    plain, sizes = together.denoise, []
+
+    def tight(c, guide, schedule, noise, **rest):
+        sizes.append(len(noise))
+        if len(noise) > n:
+            raise torch.OutOfMemoryError("out of memory")
+        return plain(c, guide, schedule, noise, **rest)
+
+    monkeypatch.setattr(together, "denoise", tight)
+    return sizes

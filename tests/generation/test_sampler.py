@@ -15,7 +15,7 @@ from studio.generation import denoise, files
 from studio.generation.sampler import generate, preview
 from studio.lora import attach
 from studio.lora.adapter import Adapter
-from tests.generation.conftest import Asked, adapter
+from tests.generation.conftest import Asked, adapter, room_for
 
 
 def draw(c: Components, folder: Path, rows: list[tuple[Adapter, float]] | None = None, asked: Asked | None = None, **values) -> list[Event]:
@@ -231,17 +231,7 @@ def test_pictures_drawn_at_once_are_those_drawn_alone_but_for_their_last_digits(
 
 
 def test_a_batch_that_does_not_fit_is_halved(c: Components, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from studio.generation import together
-
-    plain, sizes = together.denoise, []
-
-    def tight(c, guide, schedule, noise, **rest):
-        sizes.append(len(noise))
-        if len(noise) > 1:
-            raise torch.OutOfMemoryError("out of memory")
-        return plain(c, guide, schedule, noise, **rest)
-
-    monkeypatch.setattr(together, "denoise", tight)
+    sizes = room_for(1, monkeypatch)
     events = draw(c, tmp_path / "batch", count=3, steps=1, batch=4)
     assert sizes == [3, 2] and pixels(tmp_path / "batch", events) == pixels(tmp_path / "alone", draw(c, tmp_path / "alone", count=3, steps=1))
 

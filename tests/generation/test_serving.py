@@ -20,7 +20,7 @@ from studio.generation.orders import Order
 from studio.generation.sampler import generate
 from studio.generation.serving import serve
 from studio.lora.adapter import Adapter, LowRank
-from tests.generation.conftest import Asked, adapter
+from tests.generation.conftest import Asked, adapter, room_for
 
 Rows = list[tuple[Adapter, float | LoraWeight]]
 
@@ -163,15 +163,7 @@ def test_a_picture_of_no_numbers_ends_its_order_alone(c: Components, tmp_path: P
 
 
 def test_too_little_memory_halves_the_pass(c: Components, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, sizes = together.denoise, []
-
-    def tight(c, guide, schedule, noise, **rest):
-        sizes.append(len(noise))
-        if len(noise) > 2:
-            raise torch.OutOfMemoryError("out of memory")
-        return plain(c, guide, schedule, noise, **rest)
-
-    monkeypatch.setattr(together, "denoise", tight)
+    sizes = room_for(2, monkeypatch)
     found = heard(c, [order(c, tmp_path / f"{i}", [], steps=1, seed=i) for i in range(4)])
     assert sizes == [4, 2, 2] and all(one.events[-1].kind == "finished" for one in found)
 
