@@ -57,7 +57,7 @@ def test_two_tabs_agree_on_order_and_pauses(watched: Watched, studio: Studio) ->
         first.wait_for_selector(".st-toast:has-text('is copied')")
         assert first.evaluate("navigator.clipboard.readText()").startswith("lora-studio train --images blueprint --name line-c --steps 2000")
         choose("line-c", "Duplicate")
-        first.wait_for_function("document.querySelectorAll('.st-queue .is-job').length > 4")
+        first.wait_for_function(f"{shown}.split('line-c').length === 3")
         jobs += [row["id"] for row in json.load(urllib.request.urlopen(f"{studio.address}/api/jobs", timeout=20))["items"] if row["name"] == "line-c"]
         assert len(set(jobs)) == 5
         assert watched.errors == []
