@@ -21,6 +21,11 @@ DIMENSION_LIMIT = 16
 CHUNK = 4 * 2**20
 _SIZES = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16}
 _SIZES |= {"U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+# What torch calls the formats that it computes with.
+TORCH: Mapping[str, str] = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
+}
 # Bits that are all set where a number is infinite or none. E4M3 has no infinity and one NaN, which is checked without its sign.
 _EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000), "F64": ("<u8", 0x7FF << 52)}
 _EXPONENTS |= {"F8_E4M3": ("u1", 0x7F), "F8_E5M2": ("u1", 0x7C)}

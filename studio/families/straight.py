@@ -15,17 +15,10 @@ from torch import Tensor
 
 from studio import container
 from studio.errors import BaseError, FormatError
+from studio.families.stored import FLOATS
 
 READERS = 4
 CHUNK = 32 * 2**20  # bytes that a reader reads at once; it has twice as many page-locked
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
 
 
 def read(files: Iterable[Path], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -34,11 +27,11 @@ def read(files: Iterable[Path], dtype: torch.dtype, device: torch.device) -> dic
         headers = [(path, container.read_header(path)) for path in files]
     except FormatError as error:
         raise BaseError(str(error)) from None
-    odd = next((f"{path.name}: {name} holds {kind} numbers" for path, header in headers for name, kind in header.dtypes.items() if kind not in DTYPES), "")
+    odd = next((f"{path.name}: {name} holds {kind} numbers" for path, header in headers for name, kind in header.dtypes.items() if kind not in FLOATS), "")
     if odd:
         raise BaseError(f"{odd}; a base in full is needed, with floating-point weights")
     places = [
-        (name, Place(path, DTYPES[header.dtypes[name]], shape, header.start + header.offsets[name][0]))
+        (name, Place(path, getattr(torch, container.TORCH[header.dtypes[name]]), shape, header.start + header.offsets[name][0]))
         for path, header in headers
         for name, shape in header.shapes.items()
     ]

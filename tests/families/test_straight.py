@@ -7,8 +7,10 @@ import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from studio import container
 from studio.errors import BaseError
 from studio.families import parts, single, sources, straight
+from studio.families.stored import FLOATS
 
 CPU = torch.device("cpu")
 
@@ -28,7 +30,7 @@ def test_a_denoiser_is_what_the_library_reads(base: str, part: str, kind: type, 
 def test_tensors_longer_than_a_chunk_and_of_every_format_come_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(straight, "CHUNK", 100)
     torch.manual_seed(0)
-    stored = {str(kind): torch.randn(7, 33).to(kind) for kind in straight.DTYPES.values()}
+    stored = {name: torch.randn(7, 33).to(getattr(torch, container.TORCH[name])) for name in FLOATS}
     save_file(stored, tmp_path / "a.safetensors")
     save_file({"more": torch.randn(64), "one": torch.tensor(3.5)}, tmp_path / "b.safetensors")
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]

@@ -3,16 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studio.container import Header
+from studio.container import TORCH, Header
 from studio.errors import FormatError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-DTYPES = {
-    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
-    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
-}
 
 
 def load(path: Path, header: Header) -> "dict[str, Tensor]":
@@ -25,7 +20,7 @@ def load(path: Path, header: Header) -> "dict[str, Tensor]":
         raise FormatError(f"{path.name}: cannot be read (it is shorter than its header says); copy or download it again")
     found = {}
     for name, (begin, end) in header.offsets.items():
-        kind = DTYPES.get(header.dtypes[name])
+        kind = TORCH.get(header.dtypes[name])
         if kind is None:
             raise FormatError(f"{path.name}: holds {header.dtypes[name]} numbers, which the studio cannot read; save it in 16 bits")
         dtype = getattr(torch, kind)

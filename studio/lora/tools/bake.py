@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from studio import metadata as headers
+from studio.container import TORCH
 from studio.errors import FormatError, InputError, RunError
 from studio.events import Loading, Warned
 from studio.families import get, sources, stored
@@ -202,7 +203,6 @@ def _write(file: _File, changes: _Changes, weights: stored.Weights, own: Mapping
     """Write one file; the hash of its tensors."""
     import torch
 
-    numbers = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     with torch.no_grad(), Writer(file.path, [entry for entry, _ in file.rows], file.metadata) as writer:
         for entry, slot in file.rows:
             if slot is None:
@@ -210,7 +210,7 @@ def _write(file: _File, changes: _Changes, weights: stored.Weights, own: Mapping
             elif _untouched(entry, slot, own.get(slot.name), changes):
                 tensor = weights.raw(own[slot.name])
             else:
-                tensor = slot.join({part: _sum(weights.read(part), changes.added.get(part, ())) for part in slot.parts}).to(numbers[entry.dtype])
+                tensor = slot.join({part: _sum(weights.read(part), changes.added.get(part, ())) for part in slot.parts}).to(getattr(torch, TORCH[entry.dtype]))
                 if not bool(torch.isfinite(tensor).all()):
                     raise FormatError(f"{entry.name}: these weights make numbers beyond {entry.dtype}; lower the weights, or write bf16 or fp32")
             writer.write(tensor)
