@@ -57,6 +57,7 @@ class Facts:
     reasons: Mapping[str, str]  # setting -> why this default
     samplers: Mapping[str, str]  # name as users know it -> key of generation.schedulers
     blocks: Mapping[str, str]  # group of blocks a stack may weigh apart -> how module paths inside begin; the first group is the block's number
+    one_input: tuple[str, ...] = ()  # module paths inside the denoiser: those that match alike, groups included, see one and the same tensor
     unread: Mapping[str, int] = field(default_factory=dict)  # text encoder -> how many of its last layers nothing reads
     fuses: bool = False  # whether LoRA files keep several of its modules (q, k, v) as one
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # text encoder -> what files call it that bring vectors of new words

@@ -70,6 +70,11 @@ FACTS = Facts(
         "UniPC": "flow_unipc",
         "LCM": "flow_lcm",
     },
+    one_input=(
+        r"(transformer_blocks\.\d+)\.attn\.to_[qkv]",
+        r"(transformer_blocks\.\d+)\.attn\.add_[qkv]_proj",
+        r"(single_transformer_blocks\.\d+)\.(?:attn\.to_[qkv]|proj_mlp)",
+    ),
     blocks={"double": r"transformer_blocks\.(\d+)\.", "single": r"single_transformer_blocks\.(\d+)\."},
     words={"text_encoder": ("clip_l",), "text_encoder_2": ("t5", "t5xxl")},
     fuses=True,

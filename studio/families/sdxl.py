@@ -75,6 +75,7 @@ FACTS = Facts(
         "LCM": "lcm",
         "TCD": "tcd",
     },
+    one_input=(r"(.+\.attn1)\.to_[qkv]", r".+\.attn2\.to_[kv]"),  # the second is the text, for all attentions
     blocks={"input": r"down_blocks\.(\d+)\.", "middle": r"mid_block\.", "output": r"up_blocks\.(\d+)\."},
 )
 

@@ -6,6 +6,7 @@ layer's output: strengths may then move from step to step and differ from image 
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ class Stack:
         self._weights = _parameters(self._modules)
         self._quantised = {path for path in self._modules if _is_quantised(self._weights.get(path))}
         self._baked = Baked(self._weights)
-        self._live = Live(self._modules, self._place)
+        self._live = Live(self._modules, self._place, self._input)
         self._spoken = Live(self._modules, self._place)  # on quantised text encoders
         self._shapes = {path: self._shape(path) for path in {**self._modules, **self._weights}}
         self._rows: list[tuple[LoraWeight, ...]] = []  # image by image; called by the adapters' keys
@@ -252,6 +253,12 @@ class Stack:
         if self.is_quantised(path):
             return self._c.device, self._c.dtype
         return self._weights[path].device, self._weights[path].dtype
+
+    def _input(self, path: str) -> "tuple[Any, ...] | None":
+        """A word for what the denoiser's layer sees, the same for all layers that see it; None where no other does."""
+        inside = path.removeprefix(f"{self._c.facts.denoiser}.")
+        found = ((pattern, re.fullmatch(pattern, inside)) for pattern in self._c.facts.one_input)
+        return next(((pattern, *match.groups()) for pattern, match in found if match), None)
 
     def _shape(self, path: str) -> tuple[int, ...]:
         """Shape of the layer's weight as the base has it, however it is stored."""

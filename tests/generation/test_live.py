@@ -252,3 +252,55 @@ def test_a_part_of_a_fused_kronecker_layer_and_a_wide_one() -> None:
     found = low_rank(part)
     assert found is not None and torch.allclose(found[0] @ found[1], part.delta(), atol=1e-6)
     assert low_rank(Kronecker((rand(4, 4),), (rand(8, 8),), 1.0)) is None, "as wide as the matrix: no side path is cheaper"
+
+
+def test_layers_of_one_input_take_its_products_together(c: Components, stack: Stack) -> None:
+    """One product with all factors a group and look; nothing of a look stays behind."""
+    stack.set([(adapter(c, 1), 0.8), (adapter(c, 2), LoraWeight.parse("x=1,curve=1@0/0@1"))])
+    sides = {name: module._side for name, module in c.denoiser.named_modules() if hasattr(module, "_side")}
+    groups = {side.group: None for side in sides.values()}  # type: ignore[union-attr]
+    if c.facts.denoiser == "unet":
+        text = {name for name in sides if name.endswith(("attn2.to_k", "attn2.to_v"))}
+        assert len({sides[name].group for name in text}) == 1 and len(text) == sum(len(group.sides) for group in groups if len(group.sides) > 3)  # type: ignore[union-attr]
+        assert all(sides[name].group is sides[name.replace("to_q", "to_k")].group for name in sides if name.endswith("attn1.to_q"))  # type: ignore[union-attr]
+    taken: list[object] = []
+    for group in groups:
+        plain = group._take  # type: ignore[union-attr]
+        group._take = lambda x, plain=plain, group=group: (taken.append(group), plain(x))[1]  # type: ignore[union-attr, method-assign]
+    found = look(c)
+    assert sorted(map(id, taken)) == sorted(id(group) for group in groups if len(group.sides) > 1)  # type: ignore[union-attr]
+    assert all(group._x is None and not group._added for group in groups)  # type: ignore[union-attr]
+    for group in groups:
+        group.products = lambda side, x, group=group: (group._narrow(x, side.down, side.strengths), None)  # type: ignore[union-attr, method-assign]
+    assert near(found, look(c), 1e-5), "as every layer alone"
+
+
+def test_a_look_that_ended_midway_leaves_nothing_for_the_next(c: Components, stack: Stack) -> None:
+    rows: Rows = [(adapter(c, 1), LoraWeight.parse("x=1,curve=1@0/0.2@1"))]
+    stack.set(rows)
+    last = [module for module in c.denoiser.modules() if hasattr(module, "_side")][-1]
+    hook = last.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        look(c)
+    hook.remove()
+    stack.at(1.0)
+    assert near(look(c), dense(c, rows, 1.0))
+
+
+def test_a_layer_of_a_group_that_sees_another_input_goes_alone() -> None:
+    from studio.generation.live import Live, Share
+
+    modules = {name: torch.nn.Linear(16, width, bias=bias) for name, width, bias in (("a", 24, False), ("b", 24, False), ("c", 24, True), ("d", 8, False))}
+    factors = {name: (rand(module.out_features, 3, seed=width), rand(3, 16, seed=width + 1)) for width, (name, module) in enumerate(modules.items())}
+    live = Live(modules, lambda _: (torch.device("cpu"), torch.float32), lambda _: "one")
+    live.set({name: (Share("key", (0.5,)),) for name in modules}, 1, lambda _, path: factors[path])
+    expected = {name: module.weight + 0.5 * factors[name][0] @ factors[name][1] for name, module in modules.items()}
+    bias = modules["c"].bias
+    one, other = rand(2, 5, 16, seed=8), rand(3, 16, seed=9)
+    with torch.no_grad():
+        for x in (one, one, other):
+            for name, module in modules.items():
+                given = other if name == "b" else x
+                assert torch.allclose(module(given), given @ expected[name].t() + (bias if name == "c" else 0), atol=1e-6), name
+    assert torch.allclose(modules["a"](one), one @ expected["a"].t(), atol=1e-6), "with gradients too"
+    live.clear()
