@@ -166,7 +166,9 @@ class Live:
             places |= {path: (bank, number) for number, path in enumerate(paths)}
             self._banks.append(bank)
         self._layers, self._groups = {}, [(self._group(row, ranks, places), row) for row in rows]
-        self._layers = {path: _Layer(side, places[path][0].exact[places[path][1]]) for group, row in self._groups for path, side in zip(row, group.sides, strict=True)}
+        self._layers = {
+            path: _Layer(side, places[path][0].exact[places[path][1]]) for group, row in self._groups for path, side in zip(row, group.sides, strict=True)
+        }
 
     def _group(self, row: Sequence[str], ranks: Mapping[str, int], places: "Mapping[str, tuple[_Bank, int]]") -> Group:
         """The buffers of layers of one input; layers of one shape come one after the other, in their bank too."""

@@ -7,7 +7,6 @@ down and up are the factors of all adapters one after the other. Strengths that 
 keys and values of all attentions to the text) are a group: the first of them that runs takes the products of all.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
