@@ -94,7 +94,9 @@ def _row(case: Case, subject: Subject, spec: Spec, ceilings: floor.Card, flops: 
 
 
 def _told(row: dict[str, Any]) -> str:
-    if row["task"] in ("generate", "memory"):
+    if row["task"] == "generate":
+        return f"{row['key']}: {generation.told(row)}"
+    if row["task"] == "memory":
         return f"{row['key']}: {row.get('error') or format(row['seconds'], '.4f') + ' s'}"
     figure = row.get("error") or f"{row['seconds']:.4f} s a step, {row['pictures_per_second']:.2f} pictures/s"
     return f"{row['key']}: {figure}"

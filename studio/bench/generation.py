@@ -24,12 +24,15 @@ from studio.bench.drawn import Drawn, adapters, load
 from studio.bench.floor import number_format, synchronize
 from studio.config import LoraWeight
 from studio.errors import StudioError
+from studio.families.base import Components
+from studio.generation import sampler
 from studio.generation.running import Speed, release, running
 from studio.generation.stack import Mode, Rows, Stack
 from studio.lora import formats
 
 LOOKS, WARM = 8, 4
 TURNS = 7  # of looks with and without a stack
+MOST = {"flux": 28}  # steps that what is wanted of a family is told for
 SHORTER = 10  # steps where a ratio is asked for, or a difference
 STACKED = 4  # adapters of the stack that is measured
 GIB = 2**30
@@ -51,19 +54,42 @@ def table(spec: Spec, out: Path | None, device: torch.device) -> Iterator[dict[s
 
 def text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows for people, in the order in which they were measured."""
-    return "\n".join(f"{row['key'].removeprefix('generate/'):80}  {row.get('error') or format(row['seconds'], '.4f') + ' s'}" for row in rows)
+    return "\n".join(f"{row['key'].removeprefix('generate/'):80}  {told(row)}" for row in rows)
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """Seconds of a row, and of its parts, or what went wrong."""
+    parts = {name: value for name, value in row.items() if name in ("ratio", "times") or name.endswith("_seconds")}
+    return row.get("error") or f"{row['seconds']:.4f} s" + "".join(f"  {name.removesuffix('_seconds')} {value:.4g}" for name, value in parts.items())
 
 
 def measured(drawn: Drawn, speeds: Sequence[Speed], steps: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """All rows of one base. Each says what was measured and its seconds."""
-    yield from _guarded("plain", lambda: plainly.rows(drawn, steps, STACKED, lambda look: _median(drawn, look)))
+    """All rows of one base, what is asked for most first. Each says what was measured and its seconds."""
+    steps = min(steps, MOST.get(drawn.c.facts.name, steps))
+    rows: Rows = [(one, 0.8 / (i + 1)) for i, one in enumerate(adapters(drawn.c, STACKED, 16))]
+    files = _written(drawn, folder / "files")
     for speed in speeds:
-        yield from _guarded(f"studio {speed}", lambda speed=speed: _ours(drawn, speed, steps, folder))
+        yield from _guarded(f"studio {speed}", lambda speed=speed: _stacks(drawn, speed, steps, rows, files))
+        yield from _guarded(f"studio {speed}", lambda speed=speed: _picture(drawn, speed, steps, rows, folder))
+        _bare(drawn.c)
+    yield from _guarded("plain", lambda: plainly.rows(drawn, steps, lambda look: _median(drawn, look)))
+    for speed in speeds:
+        yield from _guarded(f"studio {speed}", lambda speed=speed: _cached(drawn, speed, min(steps, SHORTER)))
+        yield from _guarded(f"studio {speed}", lambda speed=speed: _batched(drawn, speed, rows))
+        yield from _guarded(f"studio {speed}", lambda speed=speed: _served(drawn, speed, min(steps, SHORTER), rows, folder / f"{speed}-served"))
+        _bare(drawn.c)
+    yield from _guarded("plain", lambda: plainly.stacked(drawn, steps, STACKED, lambda look: _median(drawn, look)))
 
 
-def _ours(drawn: Drawn, speed: Speed, steps: int, folder: Path) -> Iterator[dict[str, Any]]:
+def _bare(c: Components) -> None:
+    """The base without what pictures left on it: graphs, and a stack."""
+    release(c)
+    sampler.stack_on(c).clear()
+
+
+def _stacks(drawn: Drawn, speed: Speed, steps: int, rows: Rows, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Looks under every kind of stack, changes of it, and the loop."""
     c, stack = drawn.c, Stack(drawn.c)
-    rows: Rows = [(one, 0.8 / (i + 1)) for i, one in enumerate(adapters(c, STACKED, 16))]
     try:
         with running(c, lambda: stack.layout, speed) as runner:
             began = time.perf_counter()
@@ -73,29 +99,26 @@ def _ours(drawn: Drawn, speed: Speed, steps: int, folder: Path) -> Iterator[dict
             synchronize(c.device)
             yield {"what": "warm-up", "seconds": time.perf_counter() - began, **runner.facts}
             yield {"what": "look, no LoRA", "seconds": _median(drawn, look)}
+            first = {}
             for mode in ("baked", "live"):
-                yield from _unseen(drawn, stack, mode, look, folder / "files")
-                yield from _changes(drawn, stack, rows, mode, look)
+                first[mode] = list(_changes(drawn, stack, rows, mode, look))
                 yield {"what": f"look, {mode} {len(rows)}", "seconds": _median(drawn, look), "layers": max(1, stack._live.layers)}
             yield from _in_turns(drawn, stack, rows, look)
-            yield from _batched(drawn, stack, rows)
+            for mode in ("baked", "live"):
+                yield from first[mode]
+                yield _unseen(drawn, stack, mode, look, files)
             stack.set([])
             yield {"what": f"loop of {steps}, no LoRA", "seconds": _loop(drawn, steps)}
             stack.set(rows, mode="baked")
             yield {"what": f"loop of {steps}, baked {len(rows)}", "seconds": _loop(drawn, steps)}
-            stack.set([])
-        yield from _picture(drawn, speed, steps, rows, folder)
-        yield from _cached(drawn, speed, min(steps, SHORTER))
-        yield from _served(drawn, speed, min(steps, SHORTER), rows, folder / f"{speed}-served")
     finally:
         stack.clear()
-        release(c)
 
 
 def _changes(drawn: Drawn, stack: Stack, rows: Rows, mode: Mode, look: Callable[[], Any]) -> Iterator[dict[str, Any]]:
-    """From a changed stack to the end of the first look: adapters in main memory that were not there before, and a slider that moved."""
+    """From a changed stack to the end of the first look: adapters in main memory that were not there before, and a slider to and fro."""
     moved: Rows = [(one, 0.31) for one, _ in rows]
-    for name, change in (("new adapters", rows), ("slider", moved), ("slider back", rows)):
+    for name, change in (("new adapters", rows), ("slider", moved), ("a slider moved back", rows)):
         synchronize(drawn.c.device)
         began = time.perf_counter()
         stack.set(change, mode=mode)
@@ -108,13 +131,17 @@ def _changes(drawn: Drawn, stack: Stack, rows: Rows, mode: Mode, look: Callable[
         look()
 
 
-def _unseen(drawn: Drawn, stack: Stack, mode: Mode, look: Callable[[], Any], folder: Path) -> Iterator[dict[str, Any]]:
+def _written(drawn: Drawn, folder: Path) -> list[Path]:
+    """Files of more adapters than a stack keeps the factors of."""
+    folder.mkdir(parents=True)
+    files = [folder / f"{i}.safetensors" for i in range(2 * STACKED)]
+    for file, one in zip(files, adapters(drawn.c, len(files), 16, seed=1), strict=True):
+        formats.write(one, file, dtype="fp16")
+    return files
+
+
+def _unseen(drawn: Drawn, stack: Stack, mode: Mode, look: Callable[[], Any], written: Sequence[Path]) -> dict[str, Any]:
     """From the files of adapters that were never seen to the end of the first look, part by part; the last of several such changes."""
-    written = [folder / f"{i}.safetensors" for i in range(2 * STACKED)]
-    if not folder.exists():  # of the last few adapters the stack keeps the factors, and these are more
-        folder.mkdir()
-        for file, one in zip(written, adapters(drawn.c, len(written), 16, seed=1), strict=True):
-            formats.write(one, file, dtype="fp16")
     parts: dict[str, float] = {}
 
     def timed(name: str, call: Callable[[], Any]) -> Any:
@@ -124,6 +151,7 @@ def _unseen(drawn: Drawn, stack: Stack, mode: Mode, look: Callable[[], Any], fol
         parts[f"{name}_seconds"] = time.perf_counter() - began
         return found
 
+    first = 0.0
     for files in (written[:STACKED], written[STACKED:]):
         synchronize(drawn.c.device)
         read = timed("read", lambda files=files: [formats.read(file, stored=True) for file in files])
@@ -132,7 +160,8 @@ def _unseen(drawn: Drawn, stack: Stack, mode: Mode, look: Callable[[], Any], fol
         timed("look", look)
         for _ in range(WARM):
             look()
-    yield {"what": f"change, {mode} {STACKED}, new files", "seconds": sum(parts.values()), **parts}
+        first = first or sum(parts.values())
+    return {"what": f"change, {mode} {STACKED}, new files", "seconds": sum(parts.values()), **parts, "first_time_seconds": first}
 
 
 def _in_turns(drawn: Drawn, stack: Stack, rows: Rows, look: Callable[[], Any]) -> Iterator[dict[str, Any]]:
@@ -156,21 +185,26 @@ def _in_turns(drawn: Drawn, stack: Stack, rows: Rows, look: Callable[[], Any]) -
         yield {"what": f"{name} {len(rows)} against no LoRA, in turns", "seconds": statistics.median(seconds[name]), **told}
 
 
-def _batched(drawn: Drawn, stack: Stack, rows: Rows) -> Iterator[dict[str, Any]]:
+def _batched(drawn: Drawn, speed: Speed, rows: Rows) -> Iterator[dict[str, Any]]:
     """One batch of pictures with a LoRA each, against the same pictures one by one, in pictures times looks a second."""
     each: list[Rows] = [[row] for row in rows]
-    look = drawn.look(len(each))
-    stack.set_each(each, [[f"{i}"] for i in range(len(each))])
-    for _ in range(WARM):
-        look()
-    together = _median(drawn, look) / len(each)
-    single, seconds = drawn.look(), []
-    for one in [*each, *each]:
-        stack.set(one, mode="baked")
-        single()
-        seconds.append(_median(drawn, single, 3))
-    alone = statistics.median(seconds)
-    yield {"what": f"look a picture, {len(each)} stacks in one batch", "seconds": together, "one_by_one_seconds": alone, "times": alone / together}
+    stack = Stack(drawn.c)
+    try:
+        with running(drawn.c, lambda: stack.layout, speed):
+            look = drawn.look(len(each))
+            stack.set_each(each, [[f"{i}"] for i in range(len(each))])
+            for _ in range(WARM):
+                look()
+            together = _median(drawn, look) / len(each)
+            single, seconds = drawn.look(), []
+            for one in [*each, *each]:
+                stack.set(one, mode="baked")
+                single()
+                seconds.append(_median(drawn, single, 3))
+            alone = statistics.median(seconds)
+            yield {"what": f"look a picture, {len(each)} stacks in one batch", "seconds": together, "one_by_one_seconds": alone, "times": alone / together}
+    finally:
+        stack.clear()
 
 
 def _loop(drawn: Drawn, steps: int) -> float:

@@ -15,16 +15,21 @@ if TYPE_CHECKING:
     from studio.bench.drawn import Drawn
 
 
-def rows(drawn: "Drawn", steps: int, n: int, median: Callable[[Callable[[], Any]], float]) -> Iterator[dict[str, Any]]:
-    """Eager looks and loops without a LoRA, and with 1 to `n` unfused ones."""
-    from peft import LoraConfig
-
-    c, look = drawn.c, drawn.look()
+def rows(drawn: "Drawn", steps: int, median: Callable[[Callable[[], Any]], float]) -> Iterator[dict[str, Any]]:
+    """Eager looks, loop and picture without a LoRA."""
+    look = drawn.look()
     for _ in range(3):
         look()
     yield {"what": "look, no LoRA", "seconds": median(look)}
     yield {"what": f"loop of {steps}, no LoRA", "seconds": _loop(drawn, steps, "latent")}
     yield {"what": f"picture of {steps} steps, no LoRA", "seconds": _loop(drawn, steps, "np")}
+
+
+def stacked(drawn: "Drawn", steps: int, n: int, median: Callable[[Callable[[], Any]], float]) -> Iterator[dict[str, Any]]:
+    """Eager looks with 1 to `n` unfused LoRAs, and the loop with all of them."""
+    from peft import LoraConfig
+
+    c, look = drawn.c, drawn.look()
     denoiser: Any = c.denoiser
     names = [f"plain-{i}" for i in range(n)]
     try:
