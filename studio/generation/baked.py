@@ -1,7 +1,8 @@
 """The baked part of a stack: weights computed anew from the base's own, in place, and put back bit for bit."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -9,8 +10,21 @@ if TYPE_CHECKING:
 
 SPARE_BYTES = 4 * 2**30  # left free on a GPU for activations before the base's own tensors move to main memory
 
+AT_ONCE_BYTES = 2**28  # of layers in fp32 that are computed together
+
 Recipe = tuple[tuple[str, float], ...]  # (adapter's key, weight), sorted
-Add = Callable[[str, "Tensor", "Tensor"], None]  # path, total in fp32 to add the layer's sum to, the base's own tensor
+
+
+class Adding(Protocol):
+    """What adds the weighted sums of deltas to layers."""
+
+    def kind(self, path: str) -> tuple[int, ...]:
+        """Layers of one shape and kind may be added to at once."""
+        ...
+
+    def add(self, paths: Sequence[str], totals: "Tensor") -> None:
+        """Add the sums of these layers to `totals` (n, out, ...), which hold the base's own tensors in fp32."""
+        ...
 
 
 class Baked:
@@ -25,7 +39,7 @@ class Baked:
         """The base's tensor, whatever stands in its place now."""
         return self._own.get(path, self._weights[path].data)
 
-    def set(self, recipes: Mapping[str, Recipe], adding: Callable[[Mapping[str, Recipe]], Add]) -> tuple[int, bool]:
+    def set(self, recipes: Mapping[str, Recipe], adding: Callable[[Mapping[str, Recipe]], Adding]) -> tuple[int, bool]:
         """Make exactly these layers baked; how many were computed, and whether all numbers are finite. Only what changed is computed.
 
         adding: gives what adds the sums of recipes.
@@ -36,19 +50,30 @@ class Baked:
         made = [path for path in changed if path in recipes]
         with torch.no_grad():
             spare = self._spare(changed)
-            add = adding({path: recipes[path] for path in made})
             for path in changed:
                 if path not in recipes:
                     self._restore(path)
-                    continue
-                held = self._weights[path].data
-                if path not in self._own:
-                    self._own[path] = held.clone() if spare else held.to("cpu", copy=True)
-                total = self._own[path].to(held.device, torch.float32, copy=True)
-                add(path, total, self._own[path])
-                held.copy_(total)
-                self._recipes[path] = recipes[path]
+            sums = adding({path: recipes[path] for path in made})
+            for paths in self._alike(made, sums):
+                held = [self._weights[path].data for path in paths]
+                for path, weight in zip(paths, held, strict=True):
+                    if path not in self._own:
+                        self._own[path] = weight.clone() if spare else weight.to("cpu", copy=True)
+                totals = torch.stack([self._own[path].to(held[0].device) for path in paths]).float()
+                sums.add(paths, totals)
+                torch._foreach_copy_(held, list(totals.unbind()))
+                self._recipes |= {path: recipes[path] for path in paths}
             return len(changed), finite([self._weights[path].data for path in made])
+
+    def _alike(self, paths: Sequence[str], sums: Adding) -> Iterator[list[str]]:
+        """The layers in groups of one shape, place and kind, as many at once as there is room for."""
+        groups: dict[Any, list[str]] = {}
+        for path in paths:
+            weight = self._weights[path]
+            groups.setdefault((weight.shape, weight.dtype, weight.device, sums.kind(path)), []).append(path)
+        for (shape, *_), same in groups.items():
+            n = max(1, AT_ONCE_BYTES // (4 * math.prod(shape)))
+            yield from (same[begin : begin + n] for begin in range(0, len(same), n))
 
     def clear(self) -> None:
         """Put every tensor of the base back."""
@@ -80,4 +105,6 @@ def finite(tensors: "Sequence[Tensor]") -> bool:
     if not tensors:
         return True
     largest = torch._foreach_norm(list(tensors), float("inf"))
-    return bool(torch.stack([one.float().to(largest[0].device) for one in largest]).isfinite().all())
+    places = {(one.device, one.dtype) for one in largest}
+    sums = [torch.stack([one for one in largest if (one.device, one.dtype) == place]).isfinite().all() for place in places]
+    return all(map(bool, sums))

@@ -16,7 +16,8 @@ from studio.errors import FormatError
 from studio.families import FAMILIES
 from studio.families.base import Components
 from studio.generation import sharing, strengths
-from studio.generation.baked import Add, Baked, Recipe
+from studio.generation.adding import Sums
+from studio.generation.baked import Baked, Recipe
 from studio.generation.live import Live
 from studio.generation.sharing import Mode, Shared
 from studio.generation.side import fits
@@ -218,28 +219,9 @@ class Stack:
     def _products(self, key: str, path: str) -> "Factors":
         return self._short(key, path) or whole(delta(self._placed[key][path], self._own(path)))
 
-    def _adding(self, recipes: Mapping[str, Recipe]) -> Add:
-        """What adds the weighted sum of deltas to a layer, in fp32. All weights go to the device in one tensor."""
-        import torch
-
-        shorts = {path: [self._short(key, path) for key, _ in recipe] for path, recipe in recipes.items()}
-        columns = {
-            path: [weight for short, (_, weight) in zip(shorts[path], recipe, strict=True) if short for _ in range(short[1].shape[0])]
-            for path, recipe in recipes.items()
-        }
-        flat = torch.tensor([weight for row in columns.values() for weight in row], device=self._c.device)
-        weights = dict(zip(columns, flat.split([len(row) for row in columns.values()]), strict=True))
-
-        def add(path: str, total: "Tensor", own: "Tensor") -> None:
-            short = [one for one in shorts[path] if one]
-            if short:
-                up = torch.cat([up for up, _ in short], dim=1).mul_(weights[path])
-                total.view(total.shape[0], -1).addmm_(up, torch.cat([down for _, down in short]))
-            for one, (key, weight) in zip(shorts[path], recipes[path], strict=True):
-                if one is None:
-                    total.add_(delta(self._placed[key][path], own.to(total)), alpha=weight)
-
-        return add
+    def _adding(self, recipes: Mapping[str, Recipe]) -> Sums:
+        """What adds the weighted sums of deltas to layers, in fp32."""
+        return Sums(recipes, self._short, lambda key, path, own: delta(self._placed[key][path], own), self._c.device)
 
     def _own(self, path: str) -> "Tensor":
         """The base's weight in fp32."""
