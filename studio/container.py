@@ -7,7 +7,7 @@ path, no header that would cost more memory to parse than a LoRA or checkpoint c
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,8 +27,8 @@ TORCH: Mapping[str, str] = {
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
 }
 # Bits that are all set where a number is infinite or none. E4M3 has no infinity and one NaN, which is checked without its sign.
-_EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000), "F64": ("<u8", 0x7FF << 52)}
-_EXPONENTS |= {"F8_E4M3": ("u1", 0x7F), "F8_E5M2": ("u1", 0x7C)}
+EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000), "F64": ("<u8", 0x7FF << 52)}
+EXPONENTS |= {"F8_E4M3": ("u1", 0x7F), "F8_E5M2": ("u1", 0x7C)}
 
 _PICKLE = "is a PyTorch pickle file (.ckpt, .pt), which can run code when opened, so the studio never does; get the .safetensors version"
 _MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -79,7 +79,7 @@ def parse_header(name: str, payload: bytes) -> Header:
 def nonfinite(path: Path, header: Header | None = None) -> tuple[str, ...]:
     """Names of the tensors that hold infinities or values that are no numbers. Reads the file in chunks of 4 MiB."""
     header = header or read_header(path)
-    return tuple(name for name, dtype in header.dtypes.items() if dtype in _EXPONENTS and _has_nonfinite(path, header, name))
+    return tuple(name for name, dtype in header.dtypes.items() if dtype in EXPONENTS and _has_nonfinite(path, header, name))
 
 
 def foreign(head: bytes, size: int) -> str:
@@ -151,6 +151,9 @@ def _parse(name: str, raw: bytes, size: int) -> Header:
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, str] = {}
     offsets: dict[str, tuple[int, int]] = {}
+    for key in [] if _plain(table) else table:
+        if not _plain([key]):
+            raise FormatError(f"{name}: has a tensor with the name {key[:80]!r}, which no model has; the file is not to be trusted")
     for key, entry in table.items():
         shapes[key], dtypes[key], offsets[key] = _entry(name, key, entry)
     if not offsets:
@@ -161,21 +164,32 @@ def _parse(name: str, raw: bytes, size: int) -> Header:
 
 
 def _entry(name: str, key: str, entry: Any) -> tuple[tuple[int, ...], str, tuple[int, int]]:
-    if not key or not key.isprintable() or "../" in key or "..\\" in key:
-        raise FormatError(f"{name}: has a tensor with the name {key[:80]!r}, which no model has; the file is not to be trusted")
-    shown = repr(key if len(key) <= 120 else key[:120] + "…")
     try:
         shape, dtype, (begin, end) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
-        if len(shape) > DIMENSION_LIMIT or not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)):
+        numbers = (*shape, begin, end)
+        if len(shape) > DIMENSION_LIMIT or set(map(type, numbers)) != _INTEGERS or min(numbers) < 0 or max(numbers) >= 2**63:
             raise ValueError
         bits = math.prod(shape) * _SIZES[dtype]
     except (KeyError, TypeError, ValueError):
-        raise FormatError(f"{name}: tensor {shown} has a broken header entry; copy or download the file again") from None
+        raise FormatError(f"{name}: tensor {_shown(key)} has a broken header entry; copy or download the file again") from None
     if bits != 8 * (end - begin):
-        raise FormatError(f"{name}: tensor {shown} of shape {list(shape)} does not fill its bytes; the file is broken")
+        raise FormatError(f"{name}: tensor {_shown(key)} of shape {list(shape)} does not fill its bytes; the file is broken")
     if not bits and shape != (0,):  # [0] is how v-prediction checkpoints mark themselves
-        raise FormatError(f"{name}: tensor {shown} of shape {list(shape)} has no elements; the file is broken")
+        raise FormatError(f"{name}: tensor {_shown(key)} of shape {list(shape)} has no elements; the file is broken")
     return shape, dtype, (begin, end)
+
+
+_INTEGERS = {int}
+
+
+def _plain(names: Collection[str]) -> bool:
+    """Whether all names are such as tensors have: not empty, printable, no paths. All at once, which is much faster than one by one."""
+    text = " ".join(names)
+    return "" not in names and text.isprintable() and "../" not in text and "..\\" not in text
+
+
+def _shown(key: str) -> str:
+    return repr(key if len(key) <= 120 else key[:120] + "…")
 
 
 def _check_layout(name: str, offsets: Mapping[str, tuple[int, int]], available: int) -> None:
@@ -193,7 +207,7 @@ def _check_layout(name: str, offsets: Mapping[str, tuple[int, int]], available: 
 def _has_nonfinite(path: Path, header: Header, name: str) -> bool:
     import numpy
 
-    kind, mask = _EXPONENTS[header.dtypes[name]]
+    kind, mask = EXPONENTS[header.dtypes[name]]
     begin, end = header.offsets[name]
     return any(bool(((numpy.frombuffer(chunk, kind) & mask) == mask).any()) for chunk in _chunks(path, header.start + begin, end - begin))
 

@@ -206,6 +206,7 @@ class Adapter:
 
 
 # Odd numbers of random bits as signed 64-bit words, in pairs: one for the place, one for the number.
+SPARE = 4  # times as much as is needed may travel with it: zeros between the parts of fused layers
 MOST_BUFFERS = 16  # that are moved as they are; more are put together first
 _ODD = ((-7046029254386353131, -4417276706812531889), (1609587929392839161, -8796714831421723037))
 
@@ -224,6 +225,8 @@ def tensors(layer: Layer) -> "list[Tensor]":
     """Every tensor the layer is made of, in a fixed order."""
     import torch
 
+    if isinstance(layer, LowRank):  # nearly all are, and there are thousands
+        return [layer.down, layer.up]
     found: list[Tensor] = []
     for entry in dataclasses.fields(layer):
         value: Any = getattr(layer, entry.name)
@@ -238,6 +241,8 @@ def tensors(layer: Layer) -> "list[Tensor]":
 
 def facts(layer: Layer) -> str:
     """What the layer is beside its numbers, in words that differ whenever the same tensors would give another delta."""
+    if isinstance(layer, LowRank):
+        return f"LowRank {layer.alpha!r}"
     inner = f" of {facts(layer.layer)}" if isinstance(layer, Decomposed) else ""
     words = [getattr(layer, name, None) for name in ("alpha", "kernel", "rows", "axis")]
     counts = [len(getattr(layer, name, ())) for name in ("w1", "w2")] + [getattr(layer, name, None) is not None for name in ("t1", "t2")]
@@ -254,19 +259,18 @@ def carried(adapter: Adapter, device: "torch.device") -> tuple[str, dict[str, La
     import torch
 
     found = {path: tensors(adapter.layers[path]) for path in sorted(adapter.layers)}
-    said = [f"{path} {facts(adapter.layers[path])} {[(tuple(value.shape), str(value.dtype)) for value in values]}" for path, values in found.items()]
-    spoken = {f"{word} {name}": [rows] for word, vectors in sorted(adapter.embeddings.items()) for name, rows in sorted(vectors.items())}
-    said += [f"{name} {tuple(rows.shape)} {rows.dtype}" for name, [rows] in spoken.items()]
-    moved = _moved([value.detach() for values in (found | spoken).values() for value in values], device)
+    values = [value for own in found.values() for value in own]
+    said = [(path, facts(adapter.layers[path])) for path in found]
+    spoken = {f"{word} {name}": rows for word, vectors in sorted(adapter.embeddings.items()) for name, rows in sorted(vectors.items())}
+    told = [[(tuple(value.shape), str(value.dtype)) for value in (*values, *spoken.values())], list(spoken)]
     sums: list[int] = []
     wide: dict[torch.dtype, Iterator[Tensor]] = {}
-    for dtype in dict.fromkeys(value.dtype for value in moved):
-        same = [value for value in moved if value.dtype == dtype]
-        flat = torch.cat([value.flatten() for value in same])
+    for dtype, flat in _flats([value.detach() for value in (*values, *spoken.values())], device).items():
         sums += _summed(flat)
-        wide[dtype] = iter(flat.float().split([value.numel() for value in same]))
-    word = hashlib.sha256(repr((adapter.family, said, sums)).encode()).hexdigest()
-    return word, {path: _replaced(adapter.layers[path], iter([next(wide[v.dtype]).view(v.shape) for v in values])) for path, values in found.items()}
+        wide[dtype] = iter(flat.float().split([value.numel() for value in (*values, *spoken.values()) if value.dtype == dtype]))
+    word = hashlib.sha256(repr((adapter.family, said, told, sums)).encode()).hexdigest()
+    there = iter([next(wide[value.dtype]).view(value.shape) for value in values])
+    return word, {path: _replaced(adapter.layers[path], there) for path in found}
 
 
 def _summed(flat: "Tensor") -> list[int]:
@@ -283,28 +287,34 @@ def _summed(flat: "Tensor") -> list[int]:
     return torch.stack(sums).tolist()
 
 
-def _moved(values: "list[Tensor]", device: "torch.device") -> "list[Tensor]":
-    """The same tensors on the device. Views of one buffer, as those of a file are, travel with all of it."""
+def _flats(values: "list[Tensor]", device: "torch.device") -> "dict[torch.dtype, Tensor]":
+    """For each number format all tensors of it one after the other, on the device. Views of few buffers, as those of a file are, travel with all of them."""
     import torch
 
+    kinds = {dtype: [value for value in values if value.dtype == dtype] for dtype in dict.fromkeys(value.dtype for value in values)}
     buffers = {value.untyped_storage().data_ptr(): value.untyped_storage() for value in values}
-    needed = sum(value.numel() * value.element_size() for value in values)
-    if any(value.device == device for value in values) or len(buffers) > MOST_BUFFERS or sum(map(len, buffers.values())) > 2 * needed:
-        flats = {dtype: torch.cat([value.flatten() for value in values if value.dtype == dtype]).to(device) for dtype in {value.dtype for value in values}}
-        pieces = {dtype: iter(flat.split([value.numel() for value in values if value.dtype == dtype])) for dtype, flat in flats.items()}
-        return [next(pieces[value.dtype]).view(value.shape) for value in values]
-    there = {number: torch.empty(0, dtype=torch.uint8).set_(buffer).to(device) for number, buffer in buffers.items()}
-    return [
-        torch.empty(0, dtype=value.dtype, device=device).set_(
-            there[value.untyped_storage().data_ptr()].untyped_storage(), value.storage_offset(), value.shape, value.stride()
-        )
-        for value in values
-    ]
+    needed = sum(value.numel() * value.itemsize for value in values)
+    if any(value.device == device for value in values) or len(buffers) > MOST_BUFFERS or sum(map(len, buffers.values())) > SPARE * needed:
+        return {dtype: torch.cat([value.flatten() for value in same]).to(device) for dtype, same in kinds.items()}
+    there = {place: torch.empty(0, dtype=torch.uint8).set_(buffer).to(device).untyped_storage() for place, buffer in buffers.items()}
+    found = {}
+    for dtype, same in kinds.items():
+        whole = {place: torch.empty(0, dtype=dtype, device=device).set_(buffer) for place, buffer in there.items()}
+        pieces = []
+        for value in same:
+            begin, buffer = value.storage_offset(), whole[value.untyped_storage().data_ptr()]
+            alike = value.is_contiguous()
+            pieces.append(buffer[begin : begin + value.numel()] if alike else buffer.as_strided(value.shape, value.stride(), begin).flatten())
+        found[dtype] = torch.cat(pieces)
+    return found
 
 
 def _replaced(layer: Any, values: "Iterator[Tensor]") -> Any:
     """The layer with other tensors, given in the order of `tensors`."""
     import torch
+
+    if isinstance(layer, LowRank):
+        return LowRank(next(values), next(values), layer.alpha)
 
     def other(value: Any) -> Any:
         if isinstance(value, torch.Tensor):

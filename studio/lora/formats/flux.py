@@ -189,7 +189,9 @@ def _split_low_rank(fused: LowRank, sizes: Sequence[int]) -> list[LowRank | None
     found: list[LowRank | None] = []
     for block, own in zip(blocks, columns, strict=True):
         rank = len(own)
-        found.append(LowRank(fused.down[own].contiguous(), block[:, own].contiguous(), scale * rank) if rank else None)
+        # Columns in a row are taken as views: no number is then copied.
+        picked = slice(own[0], own[-1] + 1) if rank and own[-1] - own[0] == rank - 1 else own
+        found.append(LowRank(fused.down[picked], block[:, picked], scale * rank) if rank else None)
     return found
 
 
@@ -197,7 +199,7 @@ def _columns(blocks: "Sequence[Tensor]", rank: int) -> list[list[int]] | None:
     """Which columns of up belong to which part; None if some column serves several."""
     import torch
 
-    used = torch.stack([(block != 0).any(dim=0) for block in blocks])
+    used = torch.stack([_filled(block) for block in blocks])
     n = len(blocks)
     if rank % n == 0:
         own = torch.arange(rank) // (rank // n)
@@ -206,3 +208,15 @@ def _columns(blocks: "Sequence[Tensor]", rank: int) -> list[list[int]] | None:
     if not used.any() or (used.sum(dim=0) > 1).any():
         return None
     return [torch.where(row)[0].tolist() for row in used]
+
+
+def _filled(block: "Tensor") -> "Tensor":
+    """Which columns hold anything but zeros. By their bits, where that is possible: several times as fast."""
+    import numpy
+    import torch
+
+    if block.device.type != "cpu" or not block.is_floating_point():
+        return (block != 0).any(dim=0)
+    bits = block.view(getattr(torch, f"int{8 * block.itemsize}")).numpy()
+    sign = numpy.iinfo(bits.dtype).max  # all bits but the sign: minus zero is zero
+    return torch.from_numpy((numpy.bitwise_or.reduce(bits, axis=0) & sign) != 0)

@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from studio.lora.formats import foreign, names
 
@@ -61,18 +62,23 @@ class Identity:
 
 def identify(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> Identity:
     """What the file is, for which base, and how sure that is."""
-    text = foreign.joined(shapes)
-    found = _identify(shapes, text, metadata or {})
+    found = _remembered(tuple(shapes.items()), stated_family(metadata or {}))
     lies = _lies(found, metadata or {})
-    return Identity(**{**found.__dict__, "warnings": (*found.warnings, *lies)})
+    return replace(found, warnings=(*found.warnings, *lies)) if lies else found
 
 
-def _identify(shapes: Shapes, text: str, metadata: Mapping[str, str]) -> Identity:
+@lru_cache(names.LISTS)
+def _remembered(shapes: tuple[tuple[str, tuple[int, ...]], ...], told: str) -> Identity:
+    return _identify(dict(shapes), told)
+
+
+def _identify(shapes: Shapes, told: str) -> Identity:
     if not shapes:
         return Identity("unknown", reasons=("holds no tensors",))
+    text = foreign.joined(shapes)
     groups, unknown = names.grouped(shapes)
     if not groups and not unknown:
-        return _words(shapes, metadata)
+        return _words(shapes, told)
     if not groups and not foreign.is_lora(text):
         other = foreign.file(shapes, text)
         if other:
@@ -88,7 +94,7 @@ def _identify(shapes: Shapes, text: str, metadata: Mapping[str, str]) -> Identit
             f"holds {title} layers, which the studio cannot read" if title else f"is a LoRA for a base that the studio does not know (first tensor: {first})"
         )
         return Identity("lora", algorithm=title, reasons=(words,), unknown=tuple(unknown))
-    return _lora(shapes, groups, unknown, metadata)
+    return _lora(shapes, groups, unknown, told)
 
 
 def _clashing(shapes: Shapes, text: str, groups: int) -> foreign.Foreign | None:
@@ -102,7 +108,7 @@ def _mostly_lora(shapes: Shapes) -> bool:
     return 2 * known >= len(shapes)
 
 
-def _lora(shapes: Shapes, groups: dict[str, dict[str, str]], unknown: list[str], metadata: Mapping[str, str]) -> Identity:
+def _lora(shapes: Shapes, groups: Mapping[str, Mapping[str, str]], unknown: Sequence[str], told: str) -> Identity:
     targets = {module: target for module in groups if (target := names.target(module))}
     families = sorted({target.family for target in targets.values()} - {""})
     parts = Counter(path.partition(".")[0] for target in targets.values() for path in target.paths)
@@ -117,8 +123,7 @@ def _lora(shapes: Shapes, groups: dict[str, dict[str, str]], unknown: list[str],
     if len(families) > 1:
         reason = _MIXED + " and ".join(families)
     elif not families:
-        family = stated_family(metadata)
-        family = family if family in ("sdxl", "flux") else ""
+        family = told if told in ("sdxl", "flux") else ""
         reason = "holds only CLIP-L layers, which SDXL and FLUX.1 share" + (f"; its header says {foreign.TITLES[family]}" if family else "")
     else:
         reason = f"{n} {layout} layers named as in {family}" + (f", {len(unknown)} tensors unknown" if unknown else "")
@@ -137,11 +142,10 @@ def _lora(shapes: Shapes, groups: dict[str, dict[str, str]], unknown: list[str],
     )
 
 
-def _words(shapes: Shapes, metadata: Mapping[str, str]) -> Identity:
+def _words(shapes: Shapes, told: str) -> Identity:
     """A file of new words alone, in the form in which they are bundled with layers."""
     found = [place for key in shapes if (place := names.embedding(key))]
     encoders = {encoder for _, encoder in found}
-    told = stated_family(metadata)
     family = "sdxl" if "clip_g" in encoders else "flux" if "t5" in encoders else told if told in ("sdxl", "flux") else ""
     words = tuple(dict.fromkeys(word for word, _ in found))
     reason = f"holds the new words {', '.join(map(_short, words[:5]))} and no layers" + ("" if family else ", and does not say for which base")

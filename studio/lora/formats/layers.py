@@ -68,6 +68,21 @@ def assemble(part: Part, stated: Callable[[str, int], float]) -> tuple[Layer | N
     return _decomposed(part, layer, magnitude.float(), peft="peft_magnitude" in part.tensors), bias
 
 
+def plain(part: Part) -> LowRank | None:
+    """The layer of a module that is nothing but a sound pair of matrices in the file's format with its alpha, as nearly all are; else None.
+
+    What `assemble` makes of it too, without looking for anything else.
+    """
+    kinds = part.tensors
+    if not part.stored or len(kinds) != 3 or not part.target.plain or part.kernel:
+        return None
+    down, up, alpha = kinds.get("down"), kinds.get("up"), kinds.get("alpha")
+    if down is None or up is None or alpha is None or down.dtype != up.dtype or down.dtype.itemsize < 2:
+        return None
+    (shape, other), value = (down.shape, up.shape), alpha.item() if alpha.numel() == 1 else -1
+    return LowRank(down, up, float(value)) if len(shape) == len(other) == 2 and other[1] == shape[0] and value >= 0 else None
+
+
 def finite(parts: "Sequence[Part]") -> None:
     """Raise FormatError naming the first tensor that holds infinities or values that are no numbers.
 

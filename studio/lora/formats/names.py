@@ -1,7 +1,7 @@
 """From the module name in a file to the canonical module path. Pure: names and shapes in, names out."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -65,6 +65,7 @@ _KINDS = {
     ".alpha": "alpha",
 }
 KNOWN = 2**16  # names remembered: the same few thousand come in every file
+LISTS = 8  # whole lists of them
 _BY_LENGTH = sorted(_KINDS.items(), key=lambda item: -len(item[0]))
 EMBEDDING = "bundle_emb."
 # Attention processors of old diffusers: `...attn1.processor.to_q_lora.down.weight`; to_out is a list of two in the model.
@@ -97,6 +98,11 @@ class Target:
     paths: tuple[str, ...]
     fused: str = ""
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is one module, with its rows as diffusers has them."""
+        return len(self.paths) == 1 and not (self.fused and self.paths[0].endswith(flux_names.SWAPPED))
+
 
 @lru_cache(KNOWN)
 def split_key(key: str) -> tuple[str, str] | None:
@@ -125,8 +131,13 @@ def embedding(key: str) -> tuple[str, str] | None:
     return (name, encoder) if name else None
 
 
-def grouped(keys: Mapping[str, object]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Module part -> kind -> key, and the keys that mean nothing here."""
+def grouped(keys: Iterable[str]) -> tuple[Mapping[str, Mapping[str, str]], Sequence[str]]:
+    """Module part -> kind -> key, and the keys that mean nothing here. Files of one program and base have the same keys, so they are remembered."""
+    return _grouped(tuple(keys))
+
+
+@lru_cache(LISTS)
+def _grouped(keys: tuple[str, ...]) -> tuple[Mapping[str, Mapping[str, str]], Sequence[str]]:
     groups: dict[str, dict[str, str]] = {}
     strangers: set[str] = set()
     unknown = []

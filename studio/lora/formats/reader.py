@@ -11,7 +11,8 @@ from studio.families import flux_names
 from studio.lora.adapter import Adapter, Difference, Layer
 from studio.lora.formats import flux, foreign, names
 from studio.lora.formats.identity import identify
-from studio.lora.formats.layers import Known, Part, assemble, finite
+from studio.lora.formats.layers import Known, Part, assemble, finite, plain
+from studio.lora.formats.loading import sound
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +41,14 @@ def read_tensors(file: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[s
         for module, keys in groups.items()
         if (target := names.target(module))
     ]
-    finite(parts)
+    if not sound(tensors.values()):
+        finite(parts)
     layers: dict[str, Layer] = {}
     for part in parts:
+        layer = plain(part)
+        if layer is not None and part.target.paths[0] not in layers:
+            layers[part.target.paths[0]] = layer
+            continue
         try:
             layer, bias = assemble(part, stated)
         except (RuntimeError, IndexError) as error:
