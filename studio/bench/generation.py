@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -29,6 +30,7 @@ from studio.generation import sampler
 from studio.generation.running import Speed, release, running
 from studio.generation.stack import Mode, Rows, Stack
 from studio.lora import formats
+from studio.lora.adapter import Adapter
 
 LOOKS, WARM = 8, 4
 TURNS = 7  # of looks with and without a stack
@@ -154,7 +156,7 @@ def _unseen(drawn: Drawn, stack: Stack, mode: Mode, look: Callable[[], Any], wri
     first = 0.0
     for files in (written[:STACKED], written[STACKED:]):
         synchronize(drawn.c.device)
-        read = timed("read", lambda files=files: [formats.read(file, stored=True) for file in files])
+        read = timed("read", lambda files=files: _read(files))
         timed("carry", lambda read=read: [stack._key(one) for one in read])
         timed("stack", lambda read=read: stack.set([(one, 0.5) for one in read], mode=mode))
         timed("look", look)
@@ -162,6 +164,12 @@ def _unseen(drawn: Drawn, stack: Stack, mode: Mode, look: Callable[[], Any], wri
             look()
         first = first or sum(parts.values())
     return {"what": f"change, {mode} {STACKED}, new files", "seconds": sum(parts.values()), **parts, "first_time_seconds": first}
+
+
+def _read(files: Sequence[Path]) -> list[Adapter]:
+    """As a worker reads the files of a stack: all at once."""
+    with ThreadPoolExecutor(len(files)) as readers:
+        return list(readers.map(lambda file: formats.read(file, stored=True), files))
 
 
 def _in_turns(drawn: Drawn, stack: Stack, rows: Rows, look: Callable[[], Any]) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -48,16 +49,18 @@ class Warm:
             self._key, self.name = key, base.name
         return self._components
 
-    def adapter(self, path: Path) -> "Adapter":
-        """The adapter of a file or checkpoint; the last ones are kept as long as their files stay as they are."""
-        found = path.stat()
-        key = (path, found.st_mtime_ns, found.st_size)
-        if key not in self._adapters:
-            self._adapters[key] = exporting.adapter_of(path, stored=True)
-        self._adapters.move_to_end(key)
+    def adapters(self, paths: Sequence[Path]) -> "list[Adapter]":
+        """The adapters of files or checkpoints; the last ones are kept as long as their files stay as they are. New ones are read all at once."""
+        keys = [(path, found.st_mtime_ns, found.st_size) for path in paths for found in [path.stat()]]
+        fresh = [key for key in dict.fromkeys(keys) if key not in self._adapters]
+        with ThreadPoolExecutor(max(1, len(fresh))) as readers:
+            self._adapters |= zip(fresh, readers.map(lambda key: exporting.adapter_of(key[0], stored=True), fresh), strict=True)
+        wanted = [self._adapters[key] for key in keys]
+        for key in keys:
+            self._adapters.move_to_end(key)
         while len(self._adapters) > ADAPTERS:
             self._adapters.popitem(last=False)
-        return self._adapters[key]
+        return wanted
 
     def free(self) -> None:
         """Give the device's memory back."""
@@ -202,7 +205,8 @@ def generate(work: Work) -> Iterator[Event]:
     base = work.base
     c = work.warm.components(base, config.precision, lambda: sampler.open_base(base, config.precision, work.warm.device))
     if config.grid:
-        adapters = {key.removeprefix("lora:"): work.warm.adapter(Path(path)) for key, path in work.manifest.paths.items() if key.startswith("lora:")}
+        given = {key.removeprefix("lora:"): Path(path) for key, path in work.manifest.paths.items() if key.startswith("lora:")}
+        adapters = dict(zip(given, work.warm.adapters(list(given.values())), strict=True))
         yield from grids.generate(c, adapters, config, work.folder.path, requests=work.requests, files=passes.files(work), versions=passes.versions(work))
         return
     wanted = passes.order(work)

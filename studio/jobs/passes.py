@@ -85,7 +85,7 @@ def order(work: "Work") -> "Order":
     from studio.generation.orders import Order
 
     config = build(GenerateConfig, work.manifest.settings)
-    stack = [(work.warm.adapter(Path(work.manifest.paths[f"lora:{row.name}"])), row) for row in config.loras]
+    stack = list(zip(work.warm.adapters([Path(work.manifest.paths[f"lora:{row.name}"]) for row in config.loras]), config.loras, strict=True))
     return Order(config, stack, work.folder.path, work.requests, [row.name for row in config.loras], files(work), versions(work))
 
 

@@ -2,14 +2,20 @@
 
 import gc
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 
+from studio.errors import FormatError
 from studio.families import sources
 from studio.families.base import Components
 from studio.generation.sampler import open_base
 from studio.jobs.handlers import Warm
+from studio.lora import formats
+from studio.lora.adapter import Adapter, LowRank
+
+LAYER = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture
@@ -41,3 +47,19 @@ def kept(warm: Warm) -> "weakref.ref[object]":
     assert again is loaded and gc.get_freeze_count() <= frozen, "a base that is there is not settled again"
     loaded.denoiser.itself = [loaded.denoiser]  # a ring of references, which only the collector takes apart
     return weakref.ref(loaded.denoiser)
+
+
+def test_files_of_a_stack_are_read_at_once_and_kept_as_long_as_they_stay(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for i, path in enumerate(paths):
+        formats.write(Adapter("sdxl", {LAYER: LowRank(torch.full((2, 640), float(i)), torch.ones(640, 2), 2.0)}), path)
+    warm = Warm("cpu")
+    found = warm.adapters([paths[2], paths[0], paths[2], paths[1]])
+    assert [int(one.layers[LAYER].down[0, 0]) for one in found] == [2, 0, 2, 1] and found[0] is found[2]  # type: ignore[union-attr]
+    formats.write(Adapter("sdxl", {LAYER: LowRank(torch.full((4, 640), 7.0), torch.ones(640, 4), 2.0)}), paths[0])
+    again = warm.adapters(paths)
+    assert again[1] is found[3] and again[2] is found[0] and again[0] is not found[1] and again[0].layers[LAYER].rank == 4
+    paths[1].write_bytes(b"{}")
+    with pytest.raises(FormatError, match=r"1\.safetensors"):
+        warm.adapters(paths)
+    assert warm.adapters([paths[2]]) == [found[0]] and warm.adapters([]) == []

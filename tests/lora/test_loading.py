@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from studio.container import read_header
 from studio.errors import FormatError
 from studio.lora import formats
-from studio.lora.adapter import LowRank, carried
-from studio.lora.formats.loading import load
+from studio.lora.adapter import Adapter, LowRank, carried
+from studio.lora.formats.loading import load, sound
 
 CPU = torch.device("cpu")
 
@@ -103,3 +103,76 @@ def test_no_numbers_are_found_in_a_file_of_any_format(tmp_path: Path) -> None:
     large = {key: torch.full_like(value, 3e38) if key.endswith("down.weight") else value for key, value in load_file(lora(tmp_path, torch.float32)).items()}
     save_file(large, tmp_path / "large.safetensors")
     assert formats.read(tmp_path / "large.safetensors").layers, "a sum beyond every number is no number that is missing"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_a_number_that_is_none_is_found_wherever_it_lies(dtype: torch.dtype, place: int, tmp_path: Path) -> None:
+    """Among tensors of other formats, and the largest number of a format is none of them."""
+
+    def full(rows: int, columns: int, value: float) -> torch.Tensor:
+        return torch.full((rows, columns), value, dtype=torch.float64).to(dtype)
+
+    largest = torch.finfo(dtype).max
+    values = {"a": full(5, 7, largest), "b": full(300_000, 1, -largest), "n": torch.arange(3), "o": torch.ones(2)}
+    for name in ("", "a", "b"):
+        if name:
+            values[name].view(-1)[place] = float("nan")
+        save_file(values, tmp_path / "f.safetensors")
+        tensors = load(tmp_path / "f.safetensors", read_header(tmp_path / "f.safetensors"))
+        assert sound(tensors.values()) == (not name)
+    assert not sound([torch.tensor([[1.0, 2.0], [float("inf"), 3.0]])[:, 0]]) and sound([torch.tensor([[1.0, float("inf")], [2.0, 3.0]])[:, 0]])
+
+
+def test_plain_layers_are_read_as_all_others_are(tmp_path: Path) -> None:
+    """Kept in the file's format or widened: the same layers, numbers and alphas, and the same refusals."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        wide, narrow = formats.read(lora(tmp_path, dtype)), formats.read(lora(tmp_path, dtype), stored=True)
+        assert list(wide.layers) == list(narrow.layers) and len(wide.layers) == 3
+        for path, layer in wide.layers.items():
+            other = narrow.layers[path]
+            assert isinstance(layer, LowRank) and isinstance(other, LowRank) and layer.alpha == other.alpha == 2.0
+            assert torch.equal(layer.down, other.down.float()) and torch.equal(layer.up, other.up.float())
+    plain = load_file(lora(tmp_path))
+    first = next(iter(plain)).rpartition(".")[0].removesuffix(".lora_down").removesuffix(".lora_up")
+    broken = {
+        "do not multiply": {f"{first}.lora_up.weight": torch.ones(640, 3).half()},
+        "negative alpha": {f"{first}.alpha": torch.tensor(-1.0)},
+        "no single number": {f"{first}.alpha": torch.ones(2)},
+        "saved from a run that diverged": {f"{first}.lora_up.weight": torch.full((640, 4), float("inf")).half()},
+    }
+    twin = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    broken["occurs twice"] = {
+        f"{twin}.{kind}": plain[f"{first.replace('to_k', 'to_q').replace('to_v', 'to_q')}.{kind}"] for kind in ("lora_down.weight", "lora_up.weight", "alpha")
+    }
+    for words, change in broken.items():
+        save_file({key: value.clone() for key, value in {**plain, **change}.items()}, tmp_path / "broken.safetensors")
+        for stored in (False, True):
+            with pytest.raises(FormatError, match=words):
+                formats.read(tmp_path / "broken.safetensors", stored=stored)
+
+
+def test_files_of_the_same_keys_are_told_apart_by_their_headers(tmp_path: Path) -> None:
+    """What is remembered of a list of keys is what the keys say, never what another file's header said."""
+    tensors = load_file(lora(tmp_path))
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    said = [formats.identify(shapes, {"ss_base_model_version": word}).warnings for word in ("flux1", "sdxl_base_v1-0", "flux1")]
+    assert said[0] == said[2] and "tensors decide" in said[0][0] and said[1] == ()
+    wider = {key: (8, *shape[1:]) if "down" in key else (*shape[:1], 8) if "up" in key else shape for key, shape in shapes.items()}
+    assert formats.identify(shapes).ranks == (4,) and formats.identify(wider).ranks == (8,)
+
+
+def test_views_of_a_buffer_arrive_as_what_they_are() -> None:
+    """Columns of a larger matrix, as the parts of a fused layer are, have the same word and numbers as copies of them."""
+    whole = torch.arange(24.0).view(4, 6).half()
+    down = torch.arange(12.0).view(4, 3).half()
+    views = Adapter("flux", {"a": LowRank(down[:2], whole[:, :2], 2.0), "b": LowRank(down[2:], whole[:, 2:4], 1.0)})
+    copies = Adapter("flux", {path: LowRank(layer.down.clone(), layer.up.clone(), layer.alpha) for path, layer in views.layers.items()})  # type: ignore[union-attr]
+    (word, moved), (again, also) = carried(views, CPU), carried(copies, CPU)
+    assert word == again
+    for path, layer in moved.items():
+        twin, own = also[path], views.layers[path]
+        assert isinstance(layer, LowRank) and isinstance(twin, LowRank) and isinstance(own, LowRank)
+        assert torch.equal(layer.up, twin.up) and torch.equal(layer.up, own.up.float()) and torch.equal(layer.down, own.down.float())
+    turned = Adapter("flux", {**views.layers, "b": LowRank(down[2:], whole[:, 2:4].flip(0), 1.0)})
+    assert carried(turned, CPU)[0] != word
