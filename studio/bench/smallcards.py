@@ -79,14 +79,19 @@ def measure(row: Row, subject: Subject, steps: int, buffers: int = SLOTS) -> dic
     """Seconds of a step, peak memory in GiB, first losses. buffers: of the ring."""
     c, config = subject.components, _config(row, subject)
     denoiser: Any = c.denoiser
+    waiting = offload.names(denoiser, row.share)
     with training._attached(subject, config) as attached:
+        if waiting:
+            # As a run places it: weights that left the device would leave holes between those that stay, which a recording cannot use.
+            offload.settle(denoiser, (), placing.CPU)
+            release(c.device)
+            offload.settle(denoiser, waiting, c.device, placing._trained)
         speed = choose(attached, config, steps=steps, shapes=1)
         given = 1.0 if speed.mode == "eager" and row.recomputed is None else row.recomputed
         if given:
             recompute(denoiser, given)
         made = fast.prepare(attached, speed, fp8=config.fp8_products)
         began = time.perf_counter()
-        waiting = offload.names(denoiser, row.share)
         ring = offload.wait(denoiser, waiting, c.device, placing._trained, placing._joined, buffers) if waiting else None
         found: dict[str, Any] = {"placing_seconds": round(time.perf_counter() - began, 2), "waiting_gib": round(ring.bytes / GIB, 2) if ring else 0.0}
         goal = objective.choose(c.objective, c.parts["scheduler"].config, denoiser.config, config)

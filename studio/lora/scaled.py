@@ -37,7 +37,7 @@ if find_spec("triton"):
 
 def rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """(n, k) in 8 bits and the scale (n, 1) of every row, fp32."""
-    if not x.is_cuda:
+    if not x.is_cuda or torch.compiler.is_compiling():  # compiled, these passes join those that make x
         scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / LARGEST
         return (x.float() / scale).clamp(-LARGEST, LARGEST).to(FORMAT), scale
     x = x.contiguous()
@@ -47,84 +47,71 @@ def rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def packed(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A weight (out, in) in 8 bits, its transpose, and its scale, fp32."""
+    """A weight (out, in) in 8 bits, its transpose, and its scale, fp32, once for every row of the larger of the two: (1, rows)."""
     scale = weight.abs().amax().float() / LARGEST
     small = (weight.float() / scale).to(FORMAT)
-    return small, small.t().contiguous(), scale
+    return small, small.t().contiguous(), scale.expand(1, max(weight.shape)).contiguous()
 
 
-def _multiplied(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """(n, out) = x weight' + bias, for a packed weight (out, in)."""
-    small, scales = rows(x)
-    each = scale.expand(1, weight.shape[0]).contiguous()
-    return torch._scaled_mm(small, weight.t(), scale_a=scales, scale_b=each, bias=bias, out_dtype=x.dtype, use_fast_accum=True)
+@torch.library.custom_op("lora_studio::multiplied", mutates_args=())
+def multiplied(
+    small: Tensor, scales: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, inner: Tensor | None, outer: Tensor | None, factor: float, dtype: torch.dtype
+) -> Tensor:
+    """(n, out) = x weight' + bias + factor inner outer, in `dtype`.
+
+    small, scales: x, rounded by `rows`. weight: packed, (out, in). inner: (n, r). outer: (r, out).
+    """
+    each = scale[:, : weight.shape[0]]
+    out = torch._scaled_mm(small, weight.t(), scale_a=scales, scale_b=each, bias=bias, out_dtype=dtype, use_fast_accum=True)
+    if inner is not None and outer is not None:
+        out.addmm_(inner, outer, alpha=factor)
+    return out
 
 
-@torch.library.custom_op("lora_studio::scaled", mutates_args=())
-def scaled(x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """(..., out) = x W' + b in 8 bits. turned: the packed weight's transpose, for the way back."""
-    return _multiplied(x.reshape(-1, x.shape[-1]), weight, scale, bias).view(*x.shape[:-1], weight.shape[0])
+@multiplied.register_fake
+def _(
+    small: Tensor, scales: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, inner: Tensor | None, outer: Tensor | None, factor: float, dtype: torch.dtype
+) -> Tensor:
+    return small.new_empty((small.shape[0], weight.shape[0]), dtype=dtype)
 
 
-@scaled.register_fake
-def _(x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+class _Frozen(torch.autograd.Function):
+    """(..., out) = x W' + b in 8 bits; its gradient goes to x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(turned, scale)
+        out = multiplied(*rows(x.reshape(-1, x.shape[-1])), weight, scale, bias, None, None, 1.0, x.dtype)
+        return out.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        turned, scale = ctx.saved_tensors
+        found = multiplied(*rows(grad.reshape(-1, grad.shape[-1])), turned, scale, None, None, None, 1.0, grad.dtype)
+        return found.view(*grad.shape[:-1], turned.shape[0]), None, None, None, None
 
 
-@torch.library.custom_op("lora_studio::scaled_product", mutates_args=())
-def scaled_product(
-    x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, factor: float
-) -> tuple[Tensor, Tensor]:
-    """The same with a LoRA beside it, and the inner product (tokens, r) that the backward pass needs."""
-    flat = x.reshape(-1, x.shape[-1])
-    inner = flat @ down.t()
-    out = _multiplied(flat, weight, scale, bias)
-    out.addmm_(inner, up.t(), alpha=factor)
-    return out.view(*x.shape[:-1], weight.shape[0]), inner
+class _Beside(torch.autograd.Function):
+    """The same with a LoRA beside it: (..., out) = x W' + b + factor (x down') up'."""
 
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, factor: float
+    ) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        inner = flat @ down.t()
+        ctx.save_for_backward(x, inner, turned, scale, down, up)
+        ctx.factor = factor
+        return multiplied(*rows(flat), weight, scale, bias, inner, up.t(), factor, x.dtype).view(*x.shape[:-1], weight.shape[0])
 
-@scaled_product.register_fake
-def _(x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty((*x.shape[:-1], weight.shape[0])), x.new_empty((x.numel() // x.shape[-1], down.shape[0]))
-
-
-@torch.library.custom_op("lora_studio::scaled_input", mutates_args=())
-def scaled_input(grad: Tensor, turned: Tensor, scale: Tensor, on_inner: Tensor | None, down: Tensor | None) -> Tensor:
-    """Gradient of either on x."""
-    found = _multiplied(grad.reshape(-1, grad.shape[-1]), turned, scale, None)
-    if on_inner is not None and down is not None:
-        found.addmm_(on_inner, down)
-    return found.view(*grad.shape[:-1], turned.shape[0])
-
-
-@scaled_input.register_fake
-def _(grad: Tensor, turned: Tensor, scale: Tensor, on_inner: Tensor | None, down: Tensor | None) -> Tensor:
-    return grad.new_empty((*grad.shape[:-1], turned.shape[0]))
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[2], inputs[3])
-
-
-def _back(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return scaled_input(grad, *ctx.saved_tensors, None, None) if ctx.needs_input_grad[0] else None, None, None, None, None
-
-
-def _keep_product(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, _, turned, scale, _, down, up, ctx.factor = inputs
-    ctx.save_for_backward(x, output[1], turned, scale, down, up)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _back_product(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    x, inner, turned, scale, down, up = ctx.saved_tensors
-    on_inner, on_down, on_up = product_factors(grad, x, inner, up, ctx.factor)
-    on_x = scaled_input(grad, turned, scale, on_inner, down) if ctx.needs_input_grad[0] else None
-    return on_x, None, None, None, None, on_down, on_up, None
-
-
-scaled.register_autograd(_back, setup_context=_keep)
-scaled_product.register_autograd(_back_product, setup_context=_keep_product)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, inner, turned, scale, down, up = ctx.saved_tensors
+        on_inner, on_down, on_up = product_factors(grad, x, inner, up, ctx.factor)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None, on_down, on_up, None
+        found = multiplied(*rows(grad.reshape(-1, grad.shape[-1])), turned, scale, None, on_inner, down, 1.0, grad.dtype)
+        return found.view(*grad.shape[:-1], turned.shape[0]), None, None, None, None, on_down, on_up, None
 
 
 class Scaled:
@@ -135,8 +122,8 @@ class Scaled:
 
     def forward(self, x: Tensor) -> Tensor:
         if self.lora is None:
-            return scaled(x, *self.operands)
-        return scaled_product(x, *self.operands, *self.lora)[0]
+            return _Frozen.apply(x, *self.operands)  # type: ignore[return-value]
+        return _Beside.apply(x, *self.operands, *self.lora)  # type: ignore[return-value]
 
 
 def reduce(denoiser: nn.Module, made: Fused) -> int:
