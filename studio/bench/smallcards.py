@@ -112,7 +112,7 @@ def measure(row: Row, subject: Subject, steps: int, buffers: int = SLOTS) -> dic
             if made:
                 made.undo()
     if c.device.type == "cuda":
-        way = Way(row.format, given or 0.0, row.share, recorded=engine is not None)
+        way = Way(row.format, given or 0.0, row.share, buffers, recorded=engine is not None)
         found["planned_reserved_gib"] = round(_planned(row, subject, config, way) / GIB, 2)
     found["recomputed"] = given if given is not None or engine is None else {2: 0.0, 1: 0.5, 0: 1.0}[len(engine.shares)]
     return found | {"mode": speed.mode, "trouble": engine.trouble if engine else ""}

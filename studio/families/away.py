@@ -1,13 +1,14 @@
 """Which blocks of a model stay in main memory, and what is then left on the device: sizes only, no tensors.
 
 Blocks are the repeated ones: residual and transformer blocks of a U-Net, transformer blocks of FLUX.1 and T5. While blocks are away, a ring
-of two buffers on the device holds the one that computes and the one that comes next; each is as large as the largest block that is away.
+of buffers on the device holds the one that computes and the ones that come next; each is as large as the largest block that is away.
 """
 
 import re
 from collections.abc import Mapping
 
-SLOTS = 2  # buffers of the ring
+SLOTS = 2  # buffers of the ring, at least
+ROOMY = 3  # of them where there is room: one block comes while blocks that stay compute between two that are away
 AT_ONCE = 8  # captions that pass through text encoders at once whose blocks come for each pass
 ALIGNMENT = 256  # bytes; where each tensor begins in a buffer
 _BLOCK = re.compile(r"(?:.+\.)?(?:resnets|transformer_blocks|single_transformer_blocks|encoder\.block)\.\d+")
@@ -44,8 +45,8 @@ def chosen(sizes: Mapping[str, int], share: float) -> list[str]:
     return found
 
 
-def on_device(tensors: Mapping[str, int], share: float) -> int:
+def on_device(tensors: Mapping[str, int], share: float, slots: int = SLOTS) -> int:
     """Bytes of a frozen model that lie on the device while that share of its blocks is away, the ring among them."""
     sizes = blocks(tensors)
     away = [sizes[name] for name in chosen(sizes, share)]
-    return sum(map(aligned, tensors.values())) - sum(away) + min(SLOTS, len(away)) * max(away, default=0)
+    return sum(map(aligned, tensors.values())) - sum(away) + min(slots, len(away)) * max(away, default=0)

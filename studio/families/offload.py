@@ -98,7 +98,8 @@ class Block:
             piece.tensor.data = place
         self.pinned = device.type == "cuda"
         if self.pinned:
-            _pin(self.home)
+            with torch.cuda.device(device):  # a thread begins on the first card
+                _pin(self.home)
 
     def bind(self, memory: Tensor) -> None:
         """Let the module compute with the weights in this copy of them."""

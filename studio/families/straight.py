@@ -6,6 +6,7 @@ No tensor is ever whole in main memory, and numbers change their format on the d
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ class Reader:
 
     def tensor(self, place: Place) -> Tensor:
         """In the format of the file."""
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():  # a thread begins on the first card
+            return self._read(place)
+
+    def _read(self, place: Place) -> Tensor:
         found = torch.empty(place.shape, dtype=place.dtype, device=self.device)
         there = found.view(-1).view(torch.uint8)
         stages = self._stages()

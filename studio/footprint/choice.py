@@ -56,6 +56,8 @@ def choose(job: Job) -> Choice:
     tried = list(_first_fit(job))
     way, found = tried[-1]
     fits = _fits(found, job.card)
+    if fits and way.offload:
+        way, found = _roomy(job, way, found)
     if not fits:
         way, found = min(tried, key=lambda pair: pair[1].peak)
     notes = _samples(found, job) if fits else (refusal(job, found),)
@@ -115,6 +117,13 @@ def _fits(found: Footprint, card: Card) -> bool:
     """Whether the run's phases fit; when memory is short the allocator gives back what it holds idle, of which half is counted on."""
     idle = found.phases["training"].get("allocator", 0) * IDLE
     return card.budget <= 0 or all(found.total(name) - (idle if name == "training" else 0) <= card.budget for name in found.phases if name != SAMPLES)
+
+
+def _roomy(job: Job, way: Way, found: Footprint) -> tuple[Way, Footprint]:
+    """The same way with a buffer more for blocks that come, where that fits too."""
+    more = replace(way, buffers=away.ROOMY)
+    roomy = estimate(job, more)
+    return (more, roomy) if _fits(roomy, job.card) else (way, found)
 
 
 def _format_open(format: str, job: Job) -> bool:

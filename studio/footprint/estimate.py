@@ -40,12 +40,13 @@ class Way:
     """How a run takes its steps.
 
     recomputed: share of the blocks whose activations are made again. offload: share of the base's blocks that wait in main memory.
-    apart: parts that do not fit while they encode: text encoders come block by block, the VAE works on the CPU.
+    buffers: of the ring that they come to. apart: parts that do not fit while they encode: text encoders come block by block, the VAE works on the CPU.
     """
 
     format: str = "full"
     recomputed: float = 0.0
     offload: float = 0.0
+    buffers: int = away.SLOTS
     recorded: bool = False
     apart: frozenset[str] = frozenset()
 
@@ -170,7 +171,7 @@ def _held(job: Job, way: Way, shapes: list[tuple[int, ...]]) -> dict[str, int]:
     """What is there from the first step to the last."""
     config, numbers = job.config, sum(math.prod(shape) for shape in shapes)
     sizes = frozen(job, way)
-    base = away.on_device(sizes, way.offload)
+    base = away.on_device(sizes, way.offload, way.buffers)
     if config.fp8_products and way.recorded:  # twice in 8 bits, while the exact weights rest in main memory
         base += sum((2 - job.itemsize) * math.prod(layer.shape) for layer in job.measures.denoiser.layers() if _scaled(layer))
     rounded = job.itemsize < 4

@@ -182,6 +182,8 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise RunError("no CUDA GPU can be used here; set STUDIO_DEVICE=cpu, or check the driver with nvidia-smi")
+        if device.index is not None:
+            torch.cuda.set_device(device)  # kernels of our own are started on the current one
         # Its backward pass ended in an illegal memory access on Flux at 512 px.
         torch.backends.cuda.enable_cudnn_sdp(False)
     elif device.type == "mps" and not torch.backends.mps.is_available():

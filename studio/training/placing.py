@@ -30,10 +30,10 @@ class Placed:
         if self.waiting:
             offload.settle(self.components.denoiser, self.waiting, self.components.device, _trained)
 
-    def wait(self) -> None:
-        """Let the waiting blocks come when they are needed; nothing is added to them any more."""
+    def wait(self, buffers: int) -> None:
+        """Let the waiting blocks come to so many buffers when they are needed; nothing is added to them any more."""
         if self.waiting:
-            self.ring = offload.wait(self.components.denoiser, self.waiting, self.components.device, _trained, _joined)
+            self.ring = offload.wait(self.components.denoiser, self.waiting, self.components.device, _trained, _joined, buffers)
 
     def close(self) -> None:
         if self.ring:

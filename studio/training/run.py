@@ -95,7 +95,7 @@ class Run:
         self.speed = choose(self.attached, config, steps=self.plan.steps, shapes=len({one.crop.bucket for one in self.plan.shown}))
         self._recompute(self.memory.way.recomputed)
         self.fast = prepare(self.attached, self.speed, fp8=config.fp8_products)
-        self.placed.wait()
+        self.placed.wait(self.memory.way.buffers)
         goal = objective.choose(c.objective, c.parts["scheduler"].config, c.denoiser.config, config)  # type: ignore[arg-type]
         self.stepper = stepper = Stepper(self.attached, self.family, goal, config, self.fast.fused if self.fast else None)
         self.carried["optimizer"] = Memory(stepper.optimizer, stepper.weights.names)

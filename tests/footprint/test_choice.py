@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from studio.families import away
 from studio.footprint import choice, told
 from studio.footprint.choice import choose, ways
-from studio.footprint.estimate import SAMPLES, Card, Way
+from studio.footprint.estimate import SAMPLES, Card, Way, blocks
 from studio.training import speed
 from tests.footprint.test_estimate import FULL, job, loaded
 
@@ -48,6 +49,19 @@ def test_a_base_that_does_not_fit_waits_in_main_memory_or_is_rounded_where_there
         and re.fullmatch(r"the base is kept in int8, which fits 20.0 GB; with \d+\.\d GB of free main memory it could keep all its bits", poor.notes[0])
     )
     assert poor.applied(job(FULL["flux"]).config).base_format == "int8"
+
+
+def test_blocks_that_wait_get_a_buffer_more_where_it_fits():
+    given = {"block_offload": 0.5, "gradient_checkpointing": True, "base_format": "full"}
+    rich = chosen("sdxl", 1024, 12, **given)
+    assert rich.way.buffers == away.ROOMY > away.SLOTS
+    least = rich.footprint.peak - choice.IDLE * rich.footprint.phases["training"]["allocator"]
+    tight = chosen("sdxl", 1024, least / 1e9 - 0.01, **given)
+    assert tight.fits and tight.way == replace(rich.way, buffers=away.SLOTS)
+    more = rich.footprint.phases["training"]["base"] - tight.footprint.phases["training"]["base"]
+    one = job(FULL["sdxl"], 1024, BIG, True, precision="bf16", rank=16)
+    assert more == max(size for name, size in blocks(one, rich.way).items() if name in away.chosen(blocks(one, rich.way), 0.5))
+    assert chosen("sdxl", 1024, 24, block_offload=0.0).way.buffers == away.SLOTS
 
 
 def test_ways_are_tried_in_the_stated_order():
