@@ -55,7 +55,15 @@ def packed(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.custom_op("lora_studio::multiplied", mutates_args=())
 def multiplied(
-    small: Tensor, scales: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, inner: Tensor | None, outer: Tensor | None, factor: float, dtype: torch.dtype
+    small: Tensor,
+    scales: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    inner: Tensor | None,
+    outer: Tensor | None,
+    factor: float,
+    dtype: torch.dtype,
 ) -> Tensor:
     """(n, out) = x weight' + bias + factor inner outer, in `dtype`.
 
@@ -70,7 +78,15 @@ def multiplied(
 
 @multiplied.register_fake
 def _(
-    small: Tensor, scales: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, inner: Tensor | None, outer: Tensor | None, factor: float, dtype: torch.dtype
+    small: Tensor,
+    scales: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    inner: Tensor | None,
+    outer: Tensor | None,
+    factor: float,
+    dtype: torch.dtype,
 ) -> Tensor:
     return small.new_empty((small.shape[0], weight.shape[0]), dtype=dtype)
 
@@ -95,9 +111,7 @@ class _Beside(torch.autograd.Function):
     """The same with a LoRA beside it: (..., out) = x W' + b + factor (x down') up'."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, factor: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, factor: float) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         inner = flat @ down.t()
         ctx.save_for_backward(x, inner, turned, scale, down, up)

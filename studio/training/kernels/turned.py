@@ -163,9 +163,7 @@ def turn_back(
 
 
 @turn_back.register_fake
-def _(
-    query: Tensor, key: Tensor, value: Tensor, parts: list[Tensor], norms: list[Tensor], cos: Tensor, sin: Tensor, heads: int, eps: float
-) -> list[Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, parts: list[Tensor], norms: list[Tensor], cos: Tensor, sin: Tensor, heads: int, eps: float) -> list[Tensor]:
     return [torch.empty_like(part, memory_format=torch.contiguous_format) for part in parts]
 
 
