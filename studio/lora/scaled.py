@@ -61,18 +61,16 @@ def multiplied(
     scale: Tensor,
     bias: Tensor | None,
     inner: Tensor | None,
-    outer: Tensor | None,
-    factor: float,
-    dtype: torch.dtype,
+    outer: Tensor | None, dtype: torch.dtype,
 ) -> Tensor:
-    """(n, out) = x weight' + bias + factor inner outer, in `dtype`.
+    """(n, out) = x weight' + bias + inner outer, in `dtype`.
 
     small, scales: x, rounded by `rows`. weight: packed, (out, in). inner: (n, r). outer: (r, out).
     """
     each = scale[:, : weight.shape[0]]
     out = torch._scaled_mm(small, weight.t(), scale_a=scales, scale_b=each, bias=bias, out_dtype=dtype, use_fast_accum=True)
     if inner is not None and outer is not None:
-        out.addmm_(inner, outer, alpha=factor)
+        out.addmm_(inner, outer)
     return out
 
 
@@ -84,9 +82,7 @@ def _(
     scale: Tensor,
     bias: Tensor | None,
     inner: Tensor | None,
-    outer: Tensor | None,
-    factor: float,
-    dtype: torch.dtype,
+    outer: Tensor | None, dtype: torch.dtype,
 ) -> Tensor:
     return small.new_empty((small.shape[0], weight.shape[0]), dtype=dtype)
 
@@ -97,13 +93,13 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(turned, scale)
-        out = multiplied(*rows(x.reshape(-1, x.shape[-1])), weight, scale, bias, None, None, 1.0, x.dtype)
+        out = multiplied(*rows(x.reshape(-1, x.shape[-1])), weight, scale, bias, None, None, x.dtype)
         return out.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         turned, scale = ctx.saved_tensors
-        found = multiplied(*rows(grad.reshape(-1, grad.shape[-1])), turned, scale, None, None, None, 1.0, grad.dtype)
+        found = multiplied(*rows(grad.reshape(-1, grad.shape[-1])), turned, scale, None, None, None, grad.dtype)
         return found.view(*grad.shape[:-1], turned.shape[0]), None, None, None, None
 
 
@@ -111,12 +107,13 @@ class _Beside(torch.autograd.Function):
     """The same with a LoRA beside it: (..., out) = x W' + b + factor (x down') up'."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None, *lora: Any) -> Tensor:
+        down, up, ctx.factor = lora
         flat = x.reshape(-1, x.shape[-1])
         inner = flat @ down.t()
         ctx.save_for_backward(x, inner, turned, scale, down, up)
-        ctx.factor = factor
-        return multiplied(*rows(flat), weight, scale, bias, inner, up.t(), factor, x.dtype).view(*x.shape[:-1], weight.shape[0])
+        beside = inner * ctx.factor if ctx.factor != 1.0 else inner
+        return multiplied(*rows(flat), weight, scale, bias, beside, up.t(), x.dtype).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -124,7 +121,7 @@ class _Beside(torch.autograd.Function):
         on_inner, on_down, on_up = product_factors(grad, x, inner, up, ctx.factor)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None, on_down, on_up, None
-        found = multiplied(*rows(grad.reshape(-1, grad.shape[-1])), turned, scale, None, on_inner, down, 1.0, grad.dtype)
+        found = multiplied(*rows(grad.reshape(-1, grad.shape[-1])), turned, scale, None, on_inner, down, grad.dtype)
         return found.view(*grad.shape[:-1], turned.shape[0]), None, None, None, None, on_down, on_up, None
 
 

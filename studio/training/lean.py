@@ -149,7 +149,7 @@ def _joint_attention(
     two = encoder_hidden_states is not None
     norms = [self.norm_q, self.norm_k, *((self.norm_added_q, self.norm_added_k) if two else ())]
     text = self.to_added_qkv(encoder_hidden_states) if two else None
-    heads = turned(self.to_qkv(hidden_states), text, [norm.weight for norm in norms], *image_rotary_emb, self.heads, norms[0].eps)
+    heads = turned(self.to_qkv(hidden_states), text, [norm.weight for norm in norms], image_rotary_emb, self.heads, norms[0].eps)
     query, key, value = (part.transpose(1, 2) for part in heads)
     found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask).transpose(1, 2).flatten(2)
     if encoder_hidden_states is None:

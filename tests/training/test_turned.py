@@ -73,7 +73,7 @@ def test_the_kernel_gives_what_plain_torch_gives(two, dtype):
     def found(device: str) -> list[torch.Tensor]:
         own, weights, back = ([tensor.to(device) for tensor in some] for some in (parts, norms, grads))
         tables = [table.to(device) for table in rotary]
-        return [*turned.turn(own, weights, *tables, HEADS, 1e-6), *turned.turn_back(*back, own, weights, *tables, HEADS, 1e-6)]
+        return [*turned.turn(own, weights, tables, HEADS, 1e-6), *turned.turn_back(*back, own, weights, tables, HEADS, 1e-6)]
 
     for here, there in zip(found("cpu"), found("cuda"), strict=True):
         assert torch.allclose(there.cpu().float(), here.float(), atol=1e-5 if dtype == torch.float32 else 1 / 32)

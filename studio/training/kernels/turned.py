@@ -83,13 +83,13 @@ if find_spec("triton"):
 HEADS, WARPS = 8, 4  # of one program
 
 
-def turned(joined: Tensor, text: Tensor | None, norms: Sequence[Tensor], cos: Tensor, sin: Tensor, heads: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def turned(joined: Tensor, text: Tensor | None, norms: Sequence[Tensor], rotary: Sequence[Tensor], heads: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value, (B, tokens, heads, d), as attention takes them.
 
-    joined: (B, image tokens, 3 heads d). text: likewise, or None. norms: (d,) for query and key, then for those of the text. cos, sin:
-    (tokens, d), fp32, of text and image.
+    joined: (B, image tokens, 3 heads d). text: likewise, or None. norms: (d,) for query and key, then for those of the text. rotary:
+    cos and sin (tokens, d), fp32, of text and image.
     """
-    return _Turned.apply(joined, text, *norms, *([None] * (4 - len(norms))), cos, sin, heads, eps)  # type: ignore[return-value]
+    return _Turned.apply(joined, text, *norms, *([None] * (4 - len(norms))), *rotary, heads, eps)  # type: ignore[return-value]
 
 
 class _Turned(torch.autograd.Function):
@@ -100,7 +100,7 @@ class _Turned(torch.autograd.Function):
         ordered = norms[:2] if text is None else [*norms[2:], *norms[:2]]
         ctx.save_for_backward(joined, text, *norms, cos, sin)
         ctx.heads, ctx.eps = heads, eps
-        query, key = turn(parts, ordered, cos, sin, heads, eps)
+        query, key = turn(parts, ordered, [cos, sin], heads, eps)
         values = [part[..., part.shape[-1] // 3 * 2 :] for part in parts]
         return query, key, (values[0] if text is None else torch.cat(values, 1)).unflatten(-1, (heads, -1))
 
@@ -109,12 +109,12 @@ class _Turned(torch.autograd.Function):
         joined, text, *norms, cos, sin = ctx.saved_tensors
         parts = [joined] if text is None else [text, joined]
         ordered = norms[:2] if text is None else [*norms[2:], *norms[:2]]
-        found = turn_back(query, key, value, parts, ordered, cos, sin, ctx.heads, ctx.eps)
+        found = turn_back(query, key, value, parts, ordered, [cos, sin], ctx.heads, ctx.eps)
         return found[-1], None if text is None else found[0], *([None] * 8)
 
 
 @torch.library.custom_op("lora_studio::turn", mutates_args=())
-def turn(parts: list[Tensor], norms: list[Tensor], cos: Tensor, sin: Tensor, heads: int, eps: float) -> tuple[Tensor, Tensor]:
+def turn(parts: list[Tensor], norms: list[Tensor], rotary: list[Tensor], heads: int, eps: float) -> tuple[Tensor, Tensor]:
     """Query and key (B, tokens, heads, d) of parts in their order, each with two norms."""
     query, key = (torch.empty(_shape(parts, heads), dtype=parts[0].dtype, device=parts[0].device) for _ in range(2))
     first, total = 0, query.shape[1]
@@ -123,25 +123,25 @@ def turn(parts: list[Tensor], norms: list[Tensor], cos: Tensor, sin: Tensor, hea
         if part.is_cuda:
             sizes = {"HEADS": HEADS, "HALF": query.shape[-1] // 2, "num_warps": WARPS}
             grid = (part.shape[0] * tokens, triton.cdiv(heads, HEADS))
-            _forward[grid](part.contiguous(), *own, cos, sin, query, key, tokens, total, first, heads, eps, **sizes)
+            _forward[grid](part.contiguous(), *own, *rotary, query, key, tokens, total, first, heads, eps, **sizes)
         else:
             span = slice(first, first + tokens)
             for out, weight, product in zip((query, key), own, part.chunk(3, -1), strict=False):
                 even, odd = (_level(product.unflatten(-1, (heads, -1)), eps)[0] * weight.float()).unflatten(-1, (-1, 2)).unbind(-1)
-                (c_even, c_odd), (s_even, s_odd) = (_pairs(table[span]) for table in (cos, sin))
+                (c_even, c_odd), (s_even, s_odd) = (_pairs(table[span]) for table in rotary)
                 out[:, span] = torch.stack([even * c_even - odd * s_even, odd * c_odd + even * s_odd], -1).flatten(-2)
         first += tokens
     return query, key
 
 
 @turn.register_fake
-def _(parts: list[Tensor], norms: list[Tensor], cos: Tensor, sin: Tensor, heads: int, eps: float) -> tuple[Tensor, Tensor]:
+def _(parts: list[Tensor], norms: list[Tensor], rotary: list[Tensor], heads: int, eps: float) -> tuple[Tensor, Tensor]:
     return parts[0].new_empty(_shape(parts, heads)), parts[0].new_empty(_shape(parts, heads))
 
 
 @torch.library.custom_op("lora_studio::turn_back", mutates_args=())
 def turn_back(
-    query: Tensor, key: Tensor, value: Tensor, parts: list[Tensor], norms: list[Tensor], cos: Tensor, sin: Tensor, heads: int, eps: float
+    query: Tensor, key: Tensor, value: Tensor, parts: list[Tensor], norms: list[Tensor], rotary: list[Tensor], heads: int, eps: float
 ) -> list[Tensor]:
     """Gradients on the parts from those on query, key and value (B, tokens, heads, d)."""
     found = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in parts]
@@ -152,10 +152,10 @@ def turn_back(
         if part.is_cuda:
             sizes = {"HEADS": HEADS, "HALF": query.shape[-1] // 2, "num_warps": WARPS}
             grid = (part.shape[0] * tokens, triton.cdiv(heads, HEADS))
-            _backward[grid](part.contiguous(), *own, cos, sin, query, key, value, out, tokens, total, first, heads, eps, **sizes)
+            _backward[grid](part.contiguous(), *own, *rotary, query, key, value, out, tokens, total, first, heads, eps, **sizes)
         else:
             span = slice(first, first + tokens)
-            tables = [_pairs(table[span]) for table in (cos, sin)]
+            tables = [_pairs(table[span]) for table in rotary]
             pieces = [_plain_back(grad[:, span], x, weight, tables, eps) for grad, x, weight in zip((query, key), part.chunk(3, -1), own, strict=False)]
             out.copy_(torch.cat([*pieces, value[:, span].flatten(2)], -1))
         first += tokens
@@ -163,7 +163,7 @@ def turn_back(
 
 
 @turn_back.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, parts: list[Tensor], norms: list[Tensor], cos: Tensor, sin: Tensor, heads: int, eps: float) -> list[Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, parts: list[Tensor], norms: list[Tensor], rotary: list[Tensor], heads: int, eps: float) -> list[Tensor]:
     return [torch.empty_like(part, memory_format=torch.contiguous_format) for part in parts]
 
 
