@@ -61,7 +61,8 @@ def multiplied(
     scale: Tensor,
     bias: Tensor | None,
     inner: Tensor | None,
-    outer: Tensor | None, dtype: torch.dtype,
+    outer: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """(n, out) = x weight' + bias + inner outer, in `dtype`.
 
@@ -82,7 +83,8 @@ def _(
     scale: Tensor,
     bias: Tensor | None,
     inner: Tensor | None,
-    outer: Tensor | None, dtype: torch.dtype,
+    outer: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     return small.new_empty((small.shape[0], weight.shape[0]), dtype=dtype)
 
