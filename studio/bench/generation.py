@@ -69,9 +69,8 @@ def measured(drawn: Drawn, speeds: Sequence[Speed], steps: int, folder: Path) ->
     """All rows of one base, what is asked for most first. Each says what was measured and its seconds."""
     steps = min(steps, MOST.get(drawn.c.facts.name, steps))
     rows: Rows = [(one, 0.8 / (i + 1)) for i, one in enumerate(adapters(drawn.c, STACKED, 16))]
-    files = _written(drawn, folder / "files")
     for speed in speeds:
-        yield from _guarded(f"studio {speed}", lambda speed=speed: _stacks(drawn, speed, steps, rows, files))
+        yield from _guarded(f"studio {speed}", lambda speed=speed: _stacks(drawn, speed, steps, rows, folder / f"{speed}-files"))
         yield from _guarded(f"studio {speed}", lambda speed=speed: _picture(drawn, speed, steps, rows, folder))
         _bare(drawn.c)
     yield from _guarded("plain", lambda: plainly.rows(drawn, steps, lambda look: _median(drawn, look)))
@@ -89,7 +88,7 @@ def _bare(c: Components) -> None:
     sampler.stack_on(c).clear()
 
 
-def _stacks(drawn: Drawn, speed: Speed, steps: int, rows: Rows, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _stacks(drawn: Drawn, speed: Speed, steps: int, rows: Rows, folder: Path) -> Iterator[dict[str, Any]]:
     """Looks under every kind of stack, changes of it, and the loop."""
     c, stack = drawn.c, Stack(drawn.c)
     try:
@@ -106,6 +105,7 @@ def _stacks(drawn: Drawn, speed: Speed, steps: int, rows: Rows, files: Sequence[
                 first[mode] = list(_changes(drawn, stack, rows, mode, look))
                 yield {"what": f"look, {mode} {len(rows)}", "seconds": _median(drawn, look), "layers": max(1, stack._live.layers)}
             yield from _in_turns(drawn, stack, rows, look)
+            files = _written(drawn, folder)
             for mode in ("baked", "live"):
                 yield from first[mode]
                 yield _unseen(drawn, stack, mode, look, files)

@@ -7,6 +7,7 @@ import torch
 
 from studio.errors import FormatError
 from studio.families.base import Components
+from studio.generation import baked
 from studio.generation.stack import Stack
 from studio.lora.adapter import Adapter, Decomposed, Difference, LowRank, delta
 from studio.lora.attach import module_map
@@ -94,6 +95,26 @@ def test_order_changes_no_bit_and_half_precision_rounds_once(c: Components, dtyp
         exact = before[path].double() + sum(weight * delta(one.layers[path], before[path]).double() for one, weight in rows)
         half_step = 0.5 * exact.abs() * torch.finfo(dtype).eps + 2e-6
         assert ((seen[0][path].double() - exact).abs() <= half_step).all(), path
+
+
+def test_the_bits_of_a_layer_do_not_depend_on_what_is_baked_with_it(c: Components, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All layers at once, some of them later than others, and in small groups."""
+    own = halved(c, torch.bfloat16)
+    rows = [(adapter(own, 1, (".attn", ".ff", "conv1", "proj")), 0.7), (adapter(own, 2, every=3), -0.3), (adapter(own, 3, every=2), 0.2)]
+    before = weights(own)
+    stack = Stack(own)
+    n = stack.set(rows).baked
+    together = weights(own)
+    assert sum(not torch.equal(weight, before[path]) for path, weight in together.items()) == n
+    for first in (rows[:1], rows[1:], [(rows[0][0], 0.1), *rows[1:]]):
+        stack.clear()
+        stack.set(first)
+        stack.set(rows)
+        assert all(torch.equal(weight, together[path]) for path, weight in weights(own).items())
+    stack.clear()
+    monkeypatch.setattr(baked, "AT_ONCE_BYTES", 3 * 4 * 64 * 64)
+    stack.set(rows)
+    assert all(torch.equal(weight, together[path]) for path, weight in weights(own).items())
 
 
 def test_equal_numbers_count_as_one_adapter_wherever_they_came_from(c: Components, stack: Stack) -> None:
