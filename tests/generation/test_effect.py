@@ -27,7 +27,8 @@ from tests.generation.conftest import BASES, Asked
 SET = Path(__file__).parents[2] / "assets" / "sets" / "blueprint"
 SUBJECTS = ("cat face", "donut", "rocket", "rabbit face", "panda", "butterfly")
 DRAWING_STEPS, SEED = 10, 20
-STEPS = {"demo-sdxl": 260, "demo-flux": 150}  # ratios of 0.2 and 0.1 at weight 1
+PLAIN = 2  # pictures that are drawn without the LoRA too
+STEPS = {"demo-sdxl": 160, "demo-flux": 70}  # ratios of 0.24 and 0.08 at weight 1
 
 
 def trained(base: str, images: ImageSet, folder: Path) -> tuple[Adapter, Sample]:
@@ -45,9 +46,9 @@ def trained(base: str, images: ImageSet, folder: Path) -> tuple[Adapter, Sample]
     return formats.read(file), sample
 
 
-def drawn(c: Components, images: ImageSet, rows: list[tuple[Adapter, float]], folder: Path) -> list[Image.Image]:
+def drawn(c: Components, images: ImageSet, rows: list[tuple[Adapter, float]], folder: Path, n: int = len(SUBJECTS)) -> list[Image.Image]:
     found = []
-    for i, subject in enumerate(SUBJECTS):
+    for i, subject in enumerate(SUBJECTS[:n]):
         config = GenerateConfig(base=c.base.name, prompt=f"{subject}, {images.trigger}", seed=SEED + i, steps=DRAWING_STEPS)
         for event in generate(c, rows, config, folder / str(i), requests=Asked(), names=["style"][: len(rows)]):
             if isinstance(event, Drawn):
@@ -64,9 +65,9 @@ def test_a_style_comes_out_as_its_weight_says(base: str, loaded: Callable[[str],
     c = loaded(base)
     target = describe([Image.open(picture.path) for picture in images.pictures])
 
-    plain = drawn(c, images, [], tmp_path / "base")
+    plain = drawn(c, images, [], tmp_path / "base", PLAIN)
     weighted = {weight: drawn(c, images, [(adapter, weight)], tmp_path / str(weight)) for weight in (0.0, 0.5, 1.0)}
-    assert [image.tobytes() for image in weighted[0.0]] == [image.tobytes() for image in plain]
+    assert [image.tobytes() for image in weighted[0.0][:PLAIN]] == [image.tobytes() for image in plain]
 
     distance = {weight: frechet(describe(pictures), target) for weight, pictures in weighted.items()}
     print(base, {weight: round(value, 3) for weight, value in distance.items()})
