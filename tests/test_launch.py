@@ -280,7 +280,7 @@ def test_test_runs_pytest_with_workers_unless_told_otherwise(monkeypatch: pytest
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert environment.main(tmp_path, ["test", "-k", "launch"]) == 5
     assert environment.main(tmp_path, ["test", "-n", "0"]) == 5
-    assert calls[0][0] == ["python", "-m", "pytest", "-n", "2", "-k", "launch"]
+    assert calls[0][0] == ["python", "-m", "pytest", "-n", "3", "--dist", "worksteal", "-k", "launch"]
     assert calls[0][1]["OMP_NUM_THREADS"] == "1"
     assert calls[1][0] == ["python", "-m", "pytest", "-n", "0"]
 

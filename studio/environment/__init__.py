@@ -57,9 +57,10 @@ def _test(python: Path, root: Path, arguments: list[str]) -> int:
         print(f"No Chromium or Chrome found, the browser tests will fail. Install one, for example: {how}", file=sys.stderr)
     environ = _environ()
     cores = os.cpu_count() or 1
-    workers = min(cores, MAX_TEST_WORKERS)
+    workers = min(cores + 1, MAX_TEST_WORKERS)  # one more than cores: many tests wait for a process that they started
     chosen = any(argument.startswith(("-n", "--numprocesses", "--pdb")) for argument in arguments)
-    if not chosen and workers > 1:
-        arguments = ["-n", str(workers), *arguments]
+    if not chosen:
+        # A worker goes through neighbouring files, so that what they share is made once, and takes from another one when it has none left
+        arguments = ["-n", str(workers), "--dist", "worksteal", *arguments]
         environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
     return subprocess.call([str(python), "-m", "pytest", *arguments], cwd=root, env=environ)

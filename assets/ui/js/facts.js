@@ -37,8 +37,8 @@ export function mount(element) {
       s.loras?.length ? [h("h4", {}, "LoRAs"), loras(s)] : null,
       h("h4", {}, "Settings"),
       factList([["Base", s.base], ["Size", `${item.width} × ${item.height}`], ["Seed", copyable(String(item.seed))], ["Steps", s.steps], ["Guidance", s.guidance], ["Sampler", s.sampler], ["From a picture", s.init_image ? `strength ${s.strength}${s.mask ? ", masked" : ""}` : ""], ["Hires", s.hires_scale ? `${s.hires_scale} ×, strength ${s.hires_strength}` : ""], ["Upscale", s.upscale ? `${s.upscale} ×, strength ${s.upscale_strength}` : ""], ["Variation", s.variation_strength ? `${s.variation_strength} of seed ${s.variation_seed}` : ""], ["Made", ago(item.created)]]),
-      h("div", { class: "st-actions" }, button("Start from it", { symbol: "image", kind: "small", title: "Draw on from this picture, or a part of it", act: () => startFrom(item.id) }), button("Save", { symbol: "download", kind: "small", act: () => save(`${item.url}?save=true`) }), h("span", { class: "st-spring" }), button("Delete", { symbol: "trash", kind: "icon small danger", title: "Delete  ·  Del", act: removeSelected })),
-      h("div", { class: "st-actions" }, pairing(item, () => draw(selected())))));
+      h("div", { class: "st-actions" }, button("Start from it", { symbol: "image", kind: "small", title: "Draw on from this picture, or a part of it", act: () => startFrom(item.id) }), button("Save", { symbol: "download", kind: "small", act: () => save(`${item.url}?save=true`) })),
+      h("div", { class: "st-actions" }, pairing(item, () => draw(selected())), h("span", { class: "st-spring" }), button("Delete", { symbol: "trash", kind: "icon small danger", title: "Delete  ·  Del", act: removeSelected }))));
   };
   on("image-selected", draw);
   on("images", () => draw(selected()));

@@ -16,7 +16,11 @@ export function mountFold(element, { title, folds }) {
     document.body.classList.toggle(`open-${folds}`, open);
     remember(`open.${folds}`, open);
   };
-  node.addEventListener("click", () => set(node.getAttribute("aria-expanded") !== "true"));
+  node.addEventListener("click", () => {
+    const open = node.getAttribute("aria-expanded") !== "true";
+    set(open);
+    if (open) document.getElementById(folds)?.scrollIntoView({ block: "nearest" }); // at the foot of the form it would open out of sight
+  });
   element.replaceChildren(node);
   set(remembered(`open.${folds}`, false));
 }

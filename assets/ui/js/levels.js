@@ -9,7 +9,7 @@ const [WIDTH, HEIGHT] = [600, 96];
 export function byLevel() {
   const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": "Held-out loss by noise level" });
   const ends = h("p", { class: "st-dim st-levels-ends" });
-  const legend = h("span", { class: "st-legend" }, h("i", { class: "is-least" }), "least noise", h("i", { class: "is-most" }), "most noise");
+  const legend = h("span", { class: "st-legend" }, h("span", {}, h("i", { class: "is-least" }), "least noise"), h("span", {}, h("i", { class: "is-most" }), "most noise"));
   const node = h("section", { class: "st-card st-levels" }, h("h3", {}, "Held-out loss by noise level", legend), svg, ends);
   return {
     node,

@@ -170,7 +170,7 @@ export function mount(element) {
   const [numbers, tools, plot, levels, probe, strip, points, recipe, lines] = [figures(), controls(), chart(), byLevel(), probeCard(), filmstrip(), checkpoints(), against(), log()];
   const swept = button("Sweep", { kind: "small", symbol: "layers", title: "The runs of this sweep, side by side", act: () => compare(sweepOf(open)) });
   tools.node.append(swept);
-  const legend = h("span", { class: "st-legend" }, h("i", { class: "is-trained" }), "trained", h("i", { class: "is-held" }), "held out, with the 95 % interval");
+  const legend = h("span", { class: "st-legend" }, h("span", {}, h("i", { class: "is-trained" }), "trained"), h("span", {}, h("i", { class: "is-held" }), "held out, with the 95 % interval"));
   const body = h("div", { class: "st-run" }, h("header", { class: "st-run-head" }, h("div", { class: "st-run-title" }, name, stateBadge), tools.node), words, bar, numbers.node, h("section", { class: "st-card" }, h("h3", {}, "Loss", legend), plot.node), levels.node, probe.node, strip.node, points.node, recipe.node, lines.node);
   const none = empty("train", "Nothing has been trained yet", ["Choose an image set on the left, look over the settings, and press Start. The demo base trains in a minute, even without a graphics card."]);
   none.append(h("ol", { class: "st-steps" }, ["Pictures", "Settings", "Start", "Watch it learn here"].map((text, i) => h("li", {}, h("b", {}, String(i + 1)), text))));
