@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from studio.config import GenerateConfig
+from studio.config import GenerateConfig, LoraWeight
 from studio.events import Image as Drawn
 from studio.families import sources
 from studio.families.base import Components
@@ -20,8 +20,8 @@ from tests.generation.conftest import BASES, Asked, adapter
 pytestmark = pytest.mark.gpu
 
 
-def picture(c: Components, folder: Path, rows=()) -> Image.Image:
-    config = GenerateConfig(base=c.base.name, prompt="cat face", seed=5)
+def picture(c: Components, folder: Path, rows=(), speed="auto", mode="auto") -> Image.Image:
+    config = GenerateConfig(base=c.base.name, prompt="cat face", seed=5, speed=speed, stack_mode=mode)
     events = generate(c, rows, config, folder, requests=Asked(), names=["ink", "wash"][: len(rows)])
     path = next(folder / event.path for event in events if isinstance(event, Drawn))
     return Image.open(path).convert("RGB")
@@ -61,3 +61,25 @@ def test_the_bases_tensors_wait_in_main_memory_when_the_gpu_is_full(name: str, m
     assert {tensor.device.type for tensor in stack._baked._own.values()} == {"cpu"}
     stack.clear()
     assert all(torch.equal(before[path], module.weight) and module.weight.is_cuda for path, module in module_map(c).items())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_captured_graph_follows_a_live_stack(name: str, precision, tmp_path: Path) -> None:
+    """Strengths that move over the steps, and a slider: what layers of one input take together is taken anew at every look."""
+    c = open_base(sources.find(name), precision, "cuda")
+    first, second = adapter(c, 1, size=0.2), adapter(c, 2, (".attn", ".ff"), size=0.2)
+    stacks = {
+        "moving": [(first, LoraWeight.parse("ink=1,curve=1@0/0@1")), (second, LoraWeight.parse("wash=0.5,curve=0@0/1@1"))],
+        "level": [(first, 0.5), (second, 0.25)],
+        "slid": [(first, -0.5), (second, 0.75)],
+    }
+    found = {
+        (kind, speed): numpy.asarray(picture(c, tmp_path / f"{kind}-{speed}", rows, speed, "auto" if kind == "moving" else "live"), dtype=float)
+        for speed in ("eager", "graph")
+        for kind, rows in stacks.items()
+    }
+    found["slid", "baked"] = numpy.asarray(picture(c, tmp_path / "baked", stacks["slid"], "graph", "baked"), dtype=float)
+    for (kind, way), pixels in found.items():
+        same, *others = (numpy.abs(pixels - found[other, "eager"]).mean() for other in (kind, *(other for other in stacks if other != kind)))
+        assert same < min(others) / 3, (kind, way)
