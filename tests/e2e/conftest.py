@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-START_SECONDS = 60
+START_SECONDS = 120
+PATIENCE = 60_000  # milliseconds that a page may take on a machine that does much else; only a failure takes as long
+expect.set_options(timeout=PATIENCE)
 
 
 class Studio:
@@ -44,11 +46,19 @@ class Studio:
                 time.sleep(0.1)
         raise AssertionError("the studio did not answer")
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+    def tell_to_stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Without waiting until it has: what a page then shows may be gone before a busy machine is done."""
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(20)
+
+    def stopped(self) -> None:
+        if self._process is not None:
+            self._process.wait(60)
             self._process = None
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        self.tell_to_stop(how)
+        self.stopped()
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +101,7 @@ class Watched:
 def watched(browser: Browser, studio: Studio) -> Iterator[Watched]:
     context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
     opened = Watched(context.new_page(), studio.address.removeprefix("http://"))
-    opened.page.set_default_timeout(20_000)
+    opened.page.set_default_timeout(PATIENCE)
     opened.page.goto(studio.address)
     opened.page.wait_for_selector(".st-setcard")
     yield opened

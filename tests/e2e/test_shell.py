@@ -157,8 +157,9 @@ def test_a_restart_is_noticed_and_the_page_goes_on(watched, studio) -> None:
     page.wait_for_selector(".st-light[data-tone=good]")
     watched.view("train")
     expect(page.locator(".st-fits-verdict .st-badge")).to_be_visible()  # nothing is asked of the studio any more
-    studio.stop()
+    studio.tell_to_stop()
     expect(page.locator(".st-toast", has_text="does not answer")).to_be_visible()
+    studio.stopped()
     studio.start()
     expect(page.locator(".st-toast", has_text="was restarted")).to_be_visible()
     made = post(studio.address, "/sets", {"name": "after the restart"})
