@@ -4,6 +4,7 @@ import builtins
 import errno
 import io
 import os
+import threading
 import resource
 import subprocess
 import sys
@@ -52,10 +53,13 @@ class Failing(io.FileIO):
 
 @contextmanager
 def failing(monkeypatch: pytest.MonkeyPatch, number: int, code: int, lasting: bool) -> Iterator[list[int]]:
-    """Call `number` of write, fsync, rename and replace fails, and if lasting all after it; the list counts the calls."""
+    """Call `number` of write, fsync, rename and replace by this thread fails, and if lasting all after it; the list counts the calls."""
     calls: list[int] = []
+    own = threading.get_ident()
 
     def gate() -> None:
+        if threading.get_ident() != own:
+            return  # the heartbeat of a worker that another test had in this process
         calls.append(1)
         if len(calls) == number or (lasting and len(calls) > number):
             raise OSError(code, os.strerror(code))

@@ -4,14 +4,17 @@ import { say } from "./bus.js";
 
 let last = 0;
 let boot = "";
+const KEPT = "studio.boot"; // of this tab: the page may be loaded anew while the studio restarts, and is to say so then too
 let wait = 500;
 let lost = false;
 let socket = null;
 
 function take(message) {
   if (message.kind === "hello") {
-    if (boot && boot !== message.boot) say("restarted", message);
+    const before = boot || sessionStorage.getItem(KEPT);
+    if (before && before !== message.boot) say("restarted", message);
     boot = message.boot;
+    sessionStorage.setItem(KEPT, boot);
     last = message.seq;
     if (lost) say("connection", { open: true });
     lost = false;
