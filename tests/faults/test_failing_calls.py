@@ -4,10 +4,10 @@ import builtins
 import errno
 import io
 import os
-import threading
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
