@@ -10,7 +10,6 @@ from studio.config.values import numbered
 from studio.families.anatomy import Anatomy, Layer
 from studio.families.base import Facts
 
-SPARE = 1.5  # ranks that adalora begins with, for each that is left
 SHARED = re.compile(r"\.(to|add)_[qkv](_proj)?$")  # layers that become one product in recorded steps where they read the same
 
 
@@ -32,7 +31,6 @@ class Trained:
         if network == "lokr":
             return _kronecker(self.layer, rank)
         if network == "adalora":
-            rank = math.ceil(SPARE * rank)
             return [(rank, inputs), (outputs, rank), (rank, 1)]
         return [(rank, inputs), (outputs, rank), *([(outputs,)] if network == "dora" else [])]
 

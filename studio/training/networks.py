@@ -1,10 +1,12 @@
 """What a kind of network asks for and what its file can be loaded by: told before a run begins."""
 
+from typing import Any
+
 from studio.config import TrainConfig
 from studio.config.values import numbered
 from studio.errors import SettingsError
 from studio.families.base import Facts
-from studio.lora.attach.adaptive import LEAST_STEPS
+from studio.lora.attach.adaptive import LEAST_STEPS, final_rank
 from studio.lora.attach.origin import INITS
 
 # What other programs make of the exported file; the table in the docs says it in full, program by program.
@@ -18,6 +20,11 @@ CARRIED = {
 }
 ALONE = "network none: the file holds new words alone, which the studio and A1111 read; for others export it with side files and take the files of the words"
 LOKR_APART = "network lokr on {title}: only ComfyUI and Forge load the exported file, because q, k and v cannot be written as one layer"
+
+
+def resolved(config: TrainConfig) -> dict[str, Any]:
+    """What a network chooses where the settings leave it open: recorded with the run, so that a later choice changes none that goes on."""
+    return {"final_rank": final_rank(config)} if config.network == "adalora" and config.rank else {}
 
 
 def check(config: TrainConfig, facts: Facts, steps: int, resumed: bool) -> tuple[str, ...]:

@@ -106,7 +106,7 @@ def plan(config: TrainConfig, base: Base, facts: Facts, images: ImageSet, resume
     optim.check(config)
     quantised.check(config.base_format)
     check_objective(base.habits.get("objective", facts.objective), config)
-    config = settings.build(TrainConfig, config.model_dump() | {"seed": seed, "alpha": config.alpha or config.rank})
+    config = settings.build(TrainConfig, config.model_dump() | {"seed": seed, "alpha": config.alpha or config.rank} | networks.resolved(config))
     missing = [name for name in ("batch_size", "resolution", "rank", "learning_rate") if getattr(config, name) is None]
     if missing or (config.steps is None and config.epochs is None):
         raise SettingsError(f"setting {(missing or ['steps'])[0]} has no default for {base.name}; give it")

@@ -207,8 +207,6 @@ class Stepper:
         if self.loss_scale != 1.0:
             torch._foreach_div_(gradients, self.loss_scale)
         allocator = self.attached.allocator
-        if allocator:
-            allocator.regularise(self.weights.named())
         norm = nn.utils.get_total_norm(gradients)
         if self.max_norm > 0:
             nn.utils.clip_grads_with_norm_(self.weights.exact, self.max_norm, norm)

@@ -56,6 +56,12 @@ def predict(c: Components) -> torch.Tensor:
         return family.predict(c, noisy, torch.tensor([400.0]), family.encode_captions(c, ["cat"]), torch.tensor([[64, 64, 0, 0, 64, 64]]))
 
 
+def loss(c: Components) -> torch.Tensor:
+    noisy = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    conditioning = {name: tensor.detach() for name, tensor in get(c.facts.name).encode_captions(c, ["cat"]).items()}
+    return get(c.facts.name).predict(c, noisy, torch.tensor([400.0]), conditioning, torch.tensor([[64, 64, 0, 0, 64, 64]])).square().mean()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_network_changes_nothing_and_leaves_the_base_bit_for_bit(c: Components, kind: str) -> None:
     before, print_before = predict(c), attach.fingerprint(c)
@@ -102,6 +108,55 @@ def test_what_was_collected_comes_back_bit_for_bit(c: Components, kind: str) -> 
     other, _ = exact.flattened(attach.collect(again))
     assert all(torch.equal(other[name], tensor) for name, tensor in tensors.items()) and other.keys() == tensors.keys()
     assert torch.equal(predict(c), before)
+
+
+def test_an_adalora_begins_to_learn_as_a_lora_of_its_rank(c: Components) -> None:
+    """Without effect, and with the same gradient of up under the same down: what the paper's start is too slow for."""
+    found = {}
+    for kind in ("lora", "adalora"):
+        attached = put(c, **KINDS[kind])
+        ups = {name: p for name, p in attached.trainable().items() if ".lora_B." in name}
+        with torch.no_grad():
+            for number, p in enumerate(p for name, p in attached.trainable().items() if ".lora_A." in name):
+                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
+        assert len(ups) == len(attached.places) and not any(p.any() for p in ups.values())
+        c.denoiser.zero_grad()
+        loss(c).backward()
+        found[kind] = {name.partition(".lora_B.")[0]: p.grad.clone() for name, p in ups.items() if p.grad is not None}
+        attach.detach(c)
+    assert found["lora"].keys() == found["adalora"].keys() and all(grad.any() for grad in found["lora"].values())
+    for name, grad in found["lora"].items():
+        torch.testing.assert_close(found["adalora"][name], grad, rtol=1e-3, atol=1e-4 * float(grad.abs().max()))
+
+
+def test_the_ranks_of_a_fresh_adalora_are_apart_and_as_long_as_those_of_a_lora(c: Components) -> None:
+    for kind in ("lora", "adalora"):
+        lengths = []
+        for module in put(c, **KINDS[kind]).modules:
+            down = (module.lora_A[attach.NAME] if kind == "adalora" else module.lora_A[attach.NAME].weight).detach()
+            lengths.append(down.norm(dim=1).square())
+            if kind == "adalora":
+                torch.testing.assert_close(down @ down.T, torch.eye(4) / 3, atol=1e-5, rtol=0)
+                assert bool((module.lora_E[attach.NAME] == 1).all())
+        assert float(torch.cat(lengths).mean()) == pytest.approx(1 / 3, rel=0.02)
+        attach.detach(c)
+
+
+def test_an_adalora_leaves_as_the_ranks_that_are_left_and_nothing_else(c: Components) -> None:
+    attached = put(c, **KINDS["adalora"])
+    stir(attached)
+    expected = {}
+    with torch.no_grad():
+        for number, (place, module) in enumerate(zip(attached.places, attached.modules, strict=True)):
+            down, values, up = (part[attach.NAME] for part in (module.lora_A, module.lora_E, module.lora_B))
+            values[[0, 2] if number else [0, 1, 2, 3]] = 0.0
+            expected[place.path] = (1 if number == 0 else 2, (up @ (values * down)).reshape(module.get_base_layer().weight.shape) * place.alpha / place.rank)
+    layers = attach.collect(attached).layers
+    assert layers.keys() == expected.keys()
+    for path, (rank, dense) in expected.items():
+        layer = layers[path]
+        assert isinstance(layer, LowRank) and layer.rank == rank
+        torch.testing.assert_close(layer.delta(), dense, atol=1e-6, rtol=1e-4)
 
 
 def test_rank_stabilised_scaling_is_written_as_an_alpha_that_every_loader_divides_by_the_rank(sdxl: Components) -> None:
@@ -201,6 +256,8 @@ def test_the_fingerprint_sees_one_bit(sdxl: Components) -> None:
         ({"network": "lokr", "rank_stabilized": True}, "rank_stabilized is for lora and dora"),
         ({"network": "dora", "init": "pissa"}, "init pissa is for lora"),
         ({"network": "adalora", "block_ranks": "to_q=2"}, "block_ranks is for"),
+        ({"final_rank": 2}, "final_rank is for adalora, not for lora"),
+        ({"network": "adalora", "rank": 4, "final_rank": 4}, "final_rank 4 takes nothing away from rank 4"),
         ({"network": "adalora", "text_encoder_learning_rate": 1e-4}, "adalora shares out ranks within the denoiser"),
         ({"text_encoder_stop": 3}, "text_encoder_stop means nothing without"),
         ({"block_ranks": "to_q=2.5"}, "2.5 is no rank"),

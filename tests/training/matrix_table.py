@@ -28,7 +28,7 @@ def write(rows: list[Row]) -> None:
     """Put the tables between the marks of the page."""
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    told = "\n\n".join(table for table in (networks(rows), smaller(rows), options(rows)) if table)
+    told = "\n\n".join(table for table in (networks(rows), files(rows), smaller(rows), options(rows)) if table)
     PAGE.write_text(f"{before}{BEGIN}\n{told}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
@@ -96,8 +96,28 @@ def _full(rows: list[Row], networks: list[Row]) -> str:
     return f"| all weights of the base, no LoRA | {' | '.join(cells)} |"
 
 
+def files(rows: list[Row]) -> str:
+    """AdaLoRA beside a LoRA of the rank that it begins with and one of the size that it ends with, over all sets."""
+    found = [row for row in rows if row["group"] == "files" and "failed" not in row]
+    if not found:
+        return ""
+    largest, equal = "LoRA, rank 16", "LoRA, rank 4"
+    lines = ["| run | " + " | ".join(f"{base}: loss, of the base's | beside {largest} | beside {equal} | file" for base in BASES) + " |"]
+    lines.append("| --- |" + " --- |" * 8)
+    for title in dict.fromkeys(row["title"] for row in sorted(found, key=lambda row: -row["bytes"])):
+        cells = []
+        for base in BASES:
+            own = _by_set(found, title, base)
+            share, first = _beside(own, _by_set(found, largest, base))
+            second = _beside(own, _by_set(found, equal, base))[1]
+            cells += [share, first, second, f"{sum(row['bytes'] for row in own.values()) / max(1, len(own)) / 1000:.0f} kB"]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    sets = ", ".join(dict.fromkeys(row["images"] for row in found))
+    return f"**AdaLoRA's files.** {_head(found)} Sets: {sets}; differences in points of the base's loss, 95 %, by picture.\n\n" + "\n".join(lines)
+
+
 def smaller(rows: list[Row]) -> str:
-    """What AdaLoRA and the rank probe save, and at which loss."""
+    """What the rank probe saves, of a LoRA and of what AdaLoRA left, and at which loss."""
     main = [row for row in rows if row.get("probe") and row["images"] == "woodcut" and row["title"] in ("LoRA", "DoRA", "AdaLoRA")]
     found = main + [row for row in rows if row["group"] == "sizes"]
     lines = ["| run | base | held-out loss | file | after the probe | loss | difference, 95 % | mean rank |", "| --- |" + " --- |" * 7]

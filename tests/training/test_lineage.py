@@ -35,10 +35,11 @@ def spoil(path):
     path.write_bytes(content)
 
 
-def edited(path, **origin):
-    """The checkpoint as if it had been written elsewhere."""
+def edited(path, *, settings=None, **origin):
+    """The checkpoint as if it had been written elsewhere, or with other settings."""
     state = json.loads((path / checkpoint.STATE).read_text())
     state["origin"] |= origin
+    state["settings"] = state["settings"] if settings is None else settings
     content = json.dumps(state).encode()
     (path / checkpoint.STATE).write_bytes(content)
     manifest = json.loads((path / checkpoint.MANIFEST).read_text())

@@ -67,7 +67,7 @@ def test_what_no_other_test_trains_takes_its_steps(studio, tmp_path, base, value
     assert [step[0] for step in steps] == [1, 2] and all(step[1] > 0 for step in steps)
 
 
-CASES = [case for case in matrix.cases() if case.group not in ("sizes", "rates") and case.images == "woodcut"]
+CASES = [case for case in matrix.cases() if case.group not in ("sizes", "rates", "files") and case.images == "woodcut"]
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ from studio.lora import formats
 from studio.lora.adapter import LowRank
 from studio.training import checkpoint
 
+from .test_lineage import edited
 from .test_loop import told
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -86,11 +87,29 @@ def test_a_dora_on_parts_of_fused_layers_leaves_as_whole_ones_and_goes_on(studio
     assert formats.verify(file, adapter)["worst_difference"] <= 1e-6
 
 
-def test_adalora_gives_ranks_to_the_layers_that_need_them(studio, tmp_path):
-    list(studio.run(studio.config(network="adalora", rank=3, steps=12), tmp_path))
-    ranks = [layer.rank for layer in checkpoint.adapter(tmp_path / "checkpoints" / "step-000012").layers.values() if isinstance(layer, LowRank)]
-    # A layer that lost every rank keeps one empty one, so that it is known; no more than 3 a layer are left on the whole.
-    assert len(set(ranks)) > 1 and sum(ranks) <= 3 * len(ranks) + ranks.count(1)
+@pytest.mark.parametrize(("final", "left"), [(None, 1.0), (0.5, 0.5), (3.9, 3.9)])
+def test_adalora_leaves_the_ranks_that_were_asked_for_to_the_layers_that_need_them(studio, tmp_path, final, left):
+    """A quarter of them where nothing is said; a mean below one leaves most layers without effect."""
+    list(studio.run(studio.config(network="adalora", rank=4, final_rank=final, steps=12), tmp_path))
+    last = checkpoint.adapter(tmp_path / "checkpoints" / "step-000012")
+    layers = [layer for layer in last.layers.values() if isinstance(layer, LowRank)]
+    # A layer that lost every rank keeps one empty one, so that it is known.
+    ranks = [layer.rank if layer.up.any() else 0 for layer in layers]
+    assert len(ranks) == len(last.layers) and sum(ranks) == round(left * len(ranks))
+    assert len(set(ranks)) > 1 and max(ranks) <= 4
+
+
+def test_an_adalora_run_of_other_ranks_is_not_gone_on_from(studio, tmp_path):
+    """Whether they were named or, as in runs of before there was a choice, not known at all."""
+    config = studio.config(network="adalora", steps=10, save_every=5)
+    list(studio.run(config, tmp_path))
+    stored = tmp_path / "checkpoints" / "step-000005"
+    assert checkpoint.state(stored).settings["final_rank"] == 1.0
+    with pytest.raises(SettingsError, match=r"final_rank 1.0 -> 2.0; put them back, or fork it"):
+        list(studio.run(config.model_copy(update={"final_rank": 2.0, "start_from": str(stored)}), tmp_path))
+    edited(stored, settings={name: value for name, value in checkpoint.state(stored).settings.items() if name != "final_rank"})
+    with pytest.raises(SettingsError, match=r"final_rank None -> 1.0"):
+        list(studio.run(config.model_copy(update={"start_from": str(stored)}), tmp_path))
 
 
 def test_the_learning_rates_of_groups_reach_the_weights(studio, tmp_path):
@@ -111,6 +130,7 @@ def test_the_page_is_told_the_scale_beside_the_rate(studio, tmp_path, of_kind):
     [
         ({"network": "adalora", "steps": 5}, "too short for adalora"),
         ({"network": "adalora", "steps": 20, "ema_decay": 0.9}, "takes ranks away"),
+        ({"network": "adalora", "steps": 20, "rank": None, "final_rank": 500}, "final_rank 500 takes nothing away from rank [0-9]+:"),
         ({"optimizer": "prodigy", "lora_plus_ratio": 16}, "prodigy finds one rate"),
         ({"init": "pissa", "start_from": "x.safetensors"}, "both say what the weights begin as"),
     ],

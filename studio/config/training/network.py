@@ -17,6 +17,7 @@ FOR: Mapping[str, tuple[Kind, ...]] = {
     "rank_stabilized": ("lora", "dora"),
     "lora_plus_ratio": ("lora", "dora"),
     "dropout": ("lora", "dora", "adalora"),
+    "final_rank": ("adalora",),
     "block_ranks": ("lora", "dora", "loha", "lokr"),  # AdaLoRA shares ranks out itself
 }
 INITS: Mapping[str, tuple[Kind, ...]] = {"gaussian": ("lora", "dora"), "pissa": ("lora",), "olora": ("lora",)}
@@ -34,6 +35,9 @@ class Network(Settings):
     )
     rank: int | None = Field(default=None, ge=1, le=512, description="LoRA rank; the file grows linearly with it")
     alpha: float | None = Field(default=None, gt=0, le=4096, description="LoRA alpha; the update is scaled by alpha / rank. Empty: equal to rank")
+    final_rank: float | None = Field(
+        default=None, gt=0, le=512, description="AdaLoRA: ranks a layer that are left in the end, on the mean. Empty: a quarter of rank"
+    )
     rank_stabilized: bool = Field(default=False, description="Scale by alpha / sqrt(rank) (rsLoRA), so that a large rank learns as fast as a small one")
     lora_plus_ratio: float = Field(default=1.0, ge=1, le=64, description="LoRA+: the up matrices learn this many times faster (16 is usual); 1 is off")
     init: Literal["default", "gaussian", "pissa", "olora"] = Field(
@@ -62,6 +66,8 @@ class Network(Settings):
             raise ValueError("network none trains new words alone: leave text_encoder_learning_rate out, or set network to lora")
         if self.network == "adalora" and self.text_encoder_learning_rate:
             raise ValueError("adalora shares out ranks within the denoiser only: leave text_encoder_learning_rate out, or set network to lora")
+        if self.final_rank and self.rank and self.final_rank >= self.rank:
+            raise ValueError(f"final_rank {self.final_rank:g} takes nothing away from rank {self.rank}: lower it, or set network to lora")
         if self.text_encoder_stop and not self.text_encoder_learning_rate:
             raise ValueError("text_encoder_stop means nothing without text_encoder_learning_rate: give both, or leave it out")
         wrong = [value for value in numbered(self.block_ranks).values() if value != int(value) or value > 512]

@@ -1,9 +1,11 @@
-"""AdaLoRA: B E A with singular values E that compete for a budget of ranks; what lost is left out of the file.
+"""AdaLoRA: B E A with a number of E for each rank of a layer, by which ranks compete for a budget; what lost is left out of the file.
 
 PEFT has the layers and the allocator, but drives it only from its own model class: here the training loop does. Source: arXiv 2303.10512.
+The layers begin as those of a LoRA do (B zero, E one, the rows of A orthogonal), so that a run learns as fast as one. The paper's own
+start (B and A small, E zero) and its penalty that keeps B and A orthonormal ended behind a plain LoRA of the same file size: the figures
+are in assets/docs/notes.md.
 """
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,23 +20,31 @@ from studio.lora.attach.weights import NAME, other_kind, other_size, taken
 if TYPE_CHECKING:
     from torch import Tensor
 
-SPARE = 1.5  # ranks to begin with, for each that is left in the end; PEFT's own defaults are 12 and 8
-WARM, FINAL = 0.1, 0.3  # shares of the run before ranks are taken away, and after
+SHARE = 0.25  # of the ranks that a run begins with, left in the end unless the settings say another mean
+WARM, FINAL = 0.5, 0.2  # shares of the run before ranks are taken away, and after: a LoRA that has hardly learned does not show what it needs
+LENGTH = 3**-0.5  # of the rows that A begins with, as they are on the mean in a LoRA of PEFT
 ALLOCATIONS = 100  # times that ranks are shared out anew, at most
-ORTHOGONALITY = 0.1  # weight of the penalty that keeps the factors of a layer orthogonal, as the paper's experiments have it
 LEAST_STEPS = 10  # below, there is no phase between the warm-up and the end
 
 
 class AdaLoRA:
-    """The rank of the settings is the mean rank in the end; training begins with half as many again."""
+    """Every layer begins with the rank of the settings; in the end `final_rank` are left on the mean."""
 
     def config(self, network: Network, places: Sequence[Place], pattern: str) -> Any:
         return _config(network, LEAST_STEPS, target_modules=pattern, lora_alpha=1, lora_dropout=network.dropout)
 
     def settle(self, module: Any, place: Place) -> None:
-        """Scaled by alpha / rank of the settings, whatever ranks the layer has at the moment."""
+        """Started as a LoRA, and scaled by alpha / rank of the settings, whatever ranks the layer has at the moment."""
+        import torch
+        from torch import nn
+
         module.ranknum[NAME].data.fill_(1.0)
         module.scaling[NAME] = place.alpha / place.rank
+        down = module.lora_A[NAME]
+        rows = nn.init.orthogonal_(torch.empty(down.shape, device=down.device), gain=LENGTH)  # in fp32, which its QR asks for
+        down.data.copy_(rows)
+        nn.init.ones_(module.lora_E[NAME])
+        nn.init.zeros_(module.lora_B[NAME])
 
     def collect(self, module: Any) -> LowRank:
         """A plain LoRA of the ranks that are left; at least one, so that the layer is known."""
@@ -47,8 +57,10 @@ class AdaLoRA:
         return LowRank(down[kept].reshape(len(kept), *base.shape[1:]), up, _scale(module) * len(kept))
 
     def fill(self, module: Any, layer: Layer | None, path: str) -> None:
+        """Ranks beyond those of the layer are as in a fresh network: without effect, and free to learn."""
         down, values, up = module.lora_A[NAME], module.lora_E[NAME], module.lora_B[NAME]
-        values.zero_()
+        values.fill_(1.0)
+        up.zero_()
         if layer is None:
             return
         if not isinstance(layer, LowRank):
@@ -57,7 +69,6 @@ class AdaLoRA:
             raise other_size(path, layer, down.shape[0])
         down[: layer.rank] = layer.down.flatten(1).to(down)
         up[:, : layer.rank] = layer.up.flatten(1).to(up) * (layer.alpha / layer.rank / _scale(module))
-        values[: layer.rank] = 1.0
 
 
 def _scale(module: Any) -> float:
@@ -82,31 +93,16 @@ class Allocator:
 
         if total < LEAST_STEPS:
             raise SettingsError(f"steps {total} is too short for adalora, which needs {LEAST_STEPS} to share ranks out; ask for more, or set network to lora")
-        return cls(RankAllocator(_Named(weights), _config(network, total), NAME))
-
-    def regularise(self, weights: "Mapping[str, Tensor]") -> None:
-        """Add the gradient of the penalty that keeps the rows of A and the columns of B orthonormal."""
-        import torch
-
-        with torch.no_grad():
-            for name, weight in weights.items():
-                if weight.grad is None or not (".lora_A." in name or ".lora_B." in name):
-                    continue
-                rows = weight if ".lora_A." in name else weight.T
-                off = rows @ rows.T - torch.eye(len(rows), device=rows.device)
-                norm = off.norm().clamp_min(1e-12)
-                # d |W W' - 1| = 2 (W W' - 1) W / |W W' - 1|, and the penalty is the mean over all matrices
-                gradient = (off @ rows) * (2 * ORTHOGONALITY / (norm * self._matrices))
-                weight.grad += gradient if ".lora_A." in name else gradient.T
+        allocator: Any = RankAllocator(_Named(weights), _config(network, total), NAME)
+        # PEFT knows whole mean ranks only; at least one rank fewer than at first, or there would be nothing to share out.
+        wanted = round(final_rank(network) * len(allocator.name_set))
+        allocator.target_bgt = min(max(1, wanted), allocator.init_bgt - 1)
+        return cls(allocator)
 
     def moved(self, weights: "Mapping[str, Tensor]") -> None:
         """After an optimizer step: what mattered, and which ranks stay. Reads the step's gradients, changes E."""
         self.steps += 1
         self.allocator.update_and_allocate(_Named(weights), self.steps)
-
-    @property
-    def _matrices(self) -> int:
-        return 2 * len(self.allocator.name_set)
 
     def memory(self) -> "dict[str, Tensor]":
         return {f"{table}/{name}": tensor for table in ("exp_avg_ipt", "exp_avg_unc") for name, tensor in getattr(self.allocator, table).items()}
@@ -131,15 +127,18 @@ class _Named:
         yield from self.weights.items()
 
 
+def final_rank(network: Network) -> float:
+    """Ranks a layer that are left in the end, on the mean."""
+    return network.final_rank or SHARE * (network.rank or 0)
+
+
 def _config(network: Network, total: int, **more: Any) -> Any:
     from peft import AdaLoraConfig
 
-    target = network.rank or 0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Note that `r` is not used")
         return AdaLoraConfig(
-            target_r=target,
-            init_r=math.ceil(SPARE * target),
+            init_r=network.rank or 0,
             tinit=int(WARM * total),
             tfinal=int(FINAL * total),
             deltaT=max(1, total // ALLOCATIONS),
