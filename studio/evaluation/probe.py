@@ -114,7 +114,7 @@ def measuring(subject: Subject) -> TrainConfig:
     config, facts = subject.config, families.get(subject.base.family).facts
     names = [path.removeprefix(f"{facts.denoiser}.") for path in layers if path.startswith(f"{facts.denoiser}.")]
     fields = TrainConfig.model_fields
-    plain = {name: fields[name].get_default() for name in ("init", "rank_stabilized", "dropout", "lora_plus_ratio", "text_encoder_stop")}
+    plain = {name: fields[name].get_default() for name in ("init", "final_rank", "rank_stabilized", "dropout", "lora_plus_ratio", "text_encoder_stop")}
     rows = {name: fields[name].get_default() for name in ("block_ranks", "block_alphas", "block_rates")}
     wanted = {
         "network": "dora" if any(dora) else "lora",

@@ -91,6 +91,13 @@ def test_trimming_keeps_what_resizing_keeps(trained):
     assert cut.keeping(1.0).layers == trained.adapter.layers
 
 
+@pytest.mark.parametrize("more", [{"network": "adalora", "final_rank": 1.0}, {"lora_plus_ratio": 4.0, "rank_stabilized": True, "dropout": 0.1}])
+def test_what_another_network_left_is_measured_as_the_plain_lora_that_it_is(trained, more):
+    config = build(TrainConfig, {**trained.config.model_dump(), "rank": 2, "alpha": 2.0, **more})
+    made = probe.measuring(replace(trained, config=config))
+    assert (made.network, made.rank, made.alpha, made.final_rank, made.lora_plus_ratio, made.rank_stabilized) == ("lora", 8, None, None, 1.0, False)
+
+
 def test_a_dora_keeps_its_lengths(studio, tmp_path):  # noqa: F811
     list(studio.run(studio.config(**HELD, network="dora"), tmp_path))
     path = tmp_path / "checkpoints" / checkpoint.name_of(HELD["steps"])

@@ -100,8 +100,8 @@ FORMATS: dict[str, dict[str, Any]] = {name: {"base_format": name} for name in ("
     "nf4, DoRA": {"base_format": "nf4", "network": "dora"},
     "int8, AdaLoRA": {"base_format": "int8", "network": "adalora"},
 }
-FILES: dict[str, dict[str, Any]] = {f"LoRA, rank {rank}": {"rank": rank} for rank in (16, 4)} | {
-    f"AdaLoRA, rank 16 to {left}": {"network": "adalora", "rank": 16, "final_rank": left} for left in (4, 2)
+FILES: dict[str, dict[str, Any]] = {f"LoRA, rank {rank}": {"rank": rank} for rank in (16, 8, 4)} | {
+    f"AdaLoRA, rank 16 to {left}": {"network": "adalora", "rank": 16, "final_rank": left} for left in (8, 4, 2)
 }
 PROBED = ("lora", "dora", "adalora")
 
