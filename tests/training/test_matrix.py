@@ -83,7 +83,9 @@ def test_it_lowers_the_loss_on_held_out_pictures_and_another_program_reads_the_s
 @pytest.mark.long
 @pytest.mark.parametrize("base", matrix.BASES)
 def test_an_adalora_is_better_than_a_lora_of_its_size_and_a_third_of_the_one_that_it_begins_as(tmp_path, base):
-    found = {case.title: matrix.measured(case, 100, "cpu", tmp_path) for case in matrix.cases() if (case.group, case.base, case.images) == ("files", base, "woodcut")}
+    found = {
+        case.title: matrix.measured(case, 100, "cpu", tmp_path) for case in matrix.cases() if (case.group, case.base, case.images) == ("files", base, "woodcut")
+    }
     small, equal, large = (found[title] for title in ("AdaLoRA, rank 16 to 4", "LoRA, rank 4", "LoRA, rank 16"))
     assert small["after"] < equal["after"] and small["bytes"] < 1.1 * equal["bytes"]
     assert small["bytes"] < large["bytes"] / 3 and small["before"] - small["after"] > 0.97 * (large["before"] - large["after"])
