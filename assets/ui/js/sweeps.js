@@ -113,7 +113,7 @@ export async function compare(sweep) {
     const records = sweep.jobs.map(job).filter(Boolean);
     found = await Promise.all(records.map((record) => look(record.id).catch(() => null)));
     fill();
-    if (records.some(isActive)) setTimeout(read, 2000);
+    if (records.length < sweep.jobs.length || records.some(isActive)) setTimeout(read, 2000); // runs that were just made come to the page a moment later
   };
   fill();
   await read();
