@@ -12,8 +12,9 @@ from studio.lora.attach.origin import ORIGIN
 from studio.lora.attach.weights import NAME
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
+SLICE = 2**22  # words that are summed up at once: 34 MB
 _MODULUS = 2**61 - 1
 
 
@@ -21,8 +22,7 @@ def fingerprint(c: Components) -> int:
     """Of all numbers of the denoiser and the loaded text encoders that are the base's own."""
     total = 0
     for number, tensor in enumerate(_tensors(c), start=1):
-        there = tensor if tensor.is_meta else tensor.to(c.device)  # what waits in main memory is summed up faster on a GPU
-        total = (total * 31 + number * _sum(there)) % _MODULUS
+        total = (total * 31 + number * _sum(tensor, c.device)) % _MODULUS
     return total
 
 
@@ -35,10 +35,12 @@ def _tensors(c: Components) -> "Iterator[Tensor]":
                     yield tensor.detach()
 
 
-def _sum(tensor: "Tensor") -> int:
+def _sum(tensor: "Tensor", there: "device") -> int:
+    """Of its words, slice by slice: each becomes up to four times as large there, and what waits in main memory comes for it."""
     import torch
 
     if tensor.numel() == 0 or tensor.is_meta:
         return 0
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return int(tensor.contiguous().view(words).sum(dtype=torch.int64))
+    slices = tensor.contiguous().view(words).flatten().split(SLICE)
+    return int(torch.stack([part.to(there).sum(dtype=torch.int64) for part in slices]).sum())
