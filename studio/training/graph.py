@@ -82,6 +82,9 @@ class Engine:
 
     def accumulate(self, micros: Iterable[Micro], pictures: int) -> Tensor:
         """Forward and backward passes of all micro-batches; their mean loss, which is there once the device has got to it."""
+        if self.record and self.update_graph is None:
+            self._rated()
+            self._record_update()  # before the passes, which make do with the memory that the optimizer leaves
         self.pictures.fill_(pictures)
         for micro in micros:
             recorded = self._recorded(micro) if self.record else None
@@ -98,11 +101,7 @@ class Engine:
     def update(self, learning_rate: float) -> Late:
         """Clip and apply what was accumulated, unless it is not finite; waits for nothing."""
         optim.set_rate(self.optimizer, learning_rate)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            rate.fill_(group["lr"])
-            group["lr"] = rate
-        if self.record and self.update_graph is None:
-            self._record_update()
+        self._rated()
         if self.update_graph is not None:
             self.update_graph.replay()
         else:
@@ -207,6 +206,12 @@ class Engine:
         if not (_alike(loss, again, ALIKE) and _alike(norm, norm_again, ALIKE_GRADIENT)):
             raise RunError(f"replayed, it gives loss {again:.4g} and gradient {norm_again:.4g} instead of {loss:.4g} and {norm:.4g}")
         return graph
+
+    def _rated(self) -> None:
+        """Keep the rates of the optimizer's groups where what is recorded finds them."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            rate.fill_(group["lr"])
+            group["lr"] = rate
 
     def _blank(self) -> None:
         torch._foreach_zero_(self.weights.gradients())
