@@ -15,7 +15,6 @@ ORDER = (("full", 0.0), ("full", 1.0), ("int8", 0.0), ("nf4", 0.0), ("int8", 1.0
 SHARES = tuple(n / 20 for n in range(1, 21))  # of blocks that wait
 HALF = 0.5  # share of blocks that recorded steps recompute before they recompute all
 HOST_SHARE = 0.6  # of the free main memory that waiting blocks may take: pages that are pinned are lost to all others
-IDLE = 0.5  # share of the allocator's idle reserve that it does without where memory is short
 LEAST_SIDE = 256  # pixels; no lower resolution is proposed
 GB = 1e9
 
@@ -114,9 +113,8 @@ def _first_fit(job: Job) -> Iterator[tuple[Way, Footprint]]:
 
 
 def _fits(found: Footprint, card: Card) -> bool:
-    """Whether the run's phases fit; when memory is short the allocator gives back what it holds idle, of which half is counted on."""
-    idle = found.phases["training"].get("allocator", 0) * IDLE
-    return card.budget <= 0 or all(found.total(name) - (idle if name == "training" else 0) <= card.budget for name in found.phases if name != SAMPLES)
+    """Whether the run's phases fit, with what the allocator holds idle: what a recorded step has taken is not given back when memory is short."""
+    return card.budget <= 0 or all(found.total(name) <= card.budget for name in found.phases if name != SAMPLES)
 
 
 def _roomy(job: Job, way: Way, found: Footprint) -> tuple[Way, Footprint]:

@@ -55,7 +55,7 @@ def test_blocks_that_wait_get_a_buffer_more_where_it_fits():
     given = {"block_offload": 0.5, "gradient_checkpointing": True, "base_format": "full"}
     rich = chosen("sdxl", 1024, 12, **given)
     assert rich.way.buffers == away.ROOMY > away.SLOTS
-    least = rich.footprint.peak - choice.IDLE * rich.footprint.phases["training"]["allocator"]
+    least = rich.footprint.peak
     tight = chosen("sdxl", 1024, least / 1e9 - 0.01, **given)
     assert tight.fits and tight.way == replace(rich.way, buffers=away.SLOTS)
     more = rich.footprint.phases["training"]["base"] - tight.footprint.phases["training"]["base"]
