@@ -134,7 +134,7 @@ def test_recorded_steps_follow_eager_ones_over_shapes_accumulation_and_a_resume(
 @pytest.mark.parametrize("base", BASES)
 def test_recorded_steps_bring_waiting_blocks_and_follow_those_that_have_them(gpu, tmp_path, of_kind, base, format):
     """Full bases in recorded steps, rounded ones in eager steps; looks at held-out pictures use the ring in between."""
-    values = {"precision": "bf16", "base_format": format, "steps": 8, "save_every": 4, "validation_fraction": 0.3, "validation_every": 2}
+    values = {"precision": "bf16", "base_format": format, "steps": 8, "save_every": 4, **ON}
     there = list(gpu.run(gpu.config(base, speed="graph", **values), tmp_path / "there"))
     waits = list(gpu.run(gpu.config(base, speed="graph", block_offload=0.7, **values), tmp_path / "waits"))
     assert of_kind(waits, "started")[0].facts["speed"] == of_kind(there, "started")[0].facts["speed"]
