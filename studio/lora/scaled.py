@@ -76,17 +76,8 @@ def multiplied(
 
 
 @multiplied.register_fake
-def _(
-    small: Tensor,
-    scales: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    inner: Tensor | None,
-    outer: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    return small.new_empty((small.shape[0], weight.shape[0]), dtype=dtype)
+def _(small: Tensor, scales: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return small.new_empty((small.shape[0], weight.shape[0]), dtype=rest[-1])
 
 
 class _Frozen(torch.autograd.Function):
