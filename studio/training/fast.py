@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from studio.errors import SettingsError
+from studio.families.lean import Lean
 from studio.lora import scaled
 from studio.lora.attach import NAME, Attached
 from studio.lora.fused import Fused, fuse
-from studio.training.lean import Lean, lean
+from studio.training.lean import lean
 from studio.training.speed import Speed
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxPosEmbed
 
+from studio.families.kernels import turned
 from studio.training import lean
-from studio.training.kernels import turned
 
 HEADS, WIDTH, IMAGE, TEXT = 3, 16, 12, 5
 
