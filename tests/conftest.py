@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.postgres import Server, server
@@ -13,6 +14,7 @@ for name in [name for name in os.environ if name.startswith("STUDIO_")]:
     del os.environ[name]  # settings of the person who runs the tests are no part of them
 os.environ["STUDIO_OFFLINE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+LEAVING_SECONDS = 10.0  # for what was asked to end with the last test
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -21,6 +23,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = [item for item in items if item.get_closest_marker("long") or item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_process_stays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers outlive whoever started them, so a test that forgets one leaves a gigabyte behind for minutes: the last test fails then."""
+    yield
+    left = [process for process in psutil.process_iter() if _works_in(process, tmp_path_factory.getbasetemp())]
+    _, stray = psutil.wait_procs(left, timeout=LEAVING_SECONDS)
+    told = [" ".join(process.cmdline()) for process in stray if process.is_running()]
+    for process in stray:
+        process.kill()
+    assert not told, f"still running after the tests: {told}"
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return any(str(folder) in argument for argument in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 @pytest.fixture(autouse=True, scope="module")

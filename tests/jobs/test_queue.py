@@ -20,11 +20,11 @@ from tests.jobs.conftest import draw_pictures
 
 
 class Pretend:
-    """Takes jobs from the inbox of one device as a worker would."""
+    """Takes jobs from the inbox of one device as a worker would. Where none stands before the first tick, the queue starts a real one."""
 
-    def __init__(self, layout: Layout, device: str = "cpu") -> None:
+    def __init__(self, layout: Layout, device: str = "cpu", node: str = "") -> None:
         self.layout = layout
-        self.home = WorkerFolder(layout.workers, device).create()
+        self.home = WorkerFolder(layout.workers, device, node).create()
         self.home.write_state(WorkerState(pid=os.getpid(), started=own_start(), device=device, beat=time.time()))
 
     def take(self, pid: int = 0, started: float = 0.0) -> JobFolder:

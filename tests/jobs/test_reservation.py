@@ -84,6 +84,7 @@ def test_smaller_jobs_pass_one_that_waits_for_devices_but_not_for_ever(studio: W
 
 
 def test_more_processes_than_cards_fail_with_the_way_out_and_stay_failed(studio: Workspace, queue: Dispatcher) -> None:
+    Pretend(studio.layout, CARDS[0])
     id = job(studio, "too-wide", processes=4)
     later = job(studio, "later")
     queue.tick()
@@ -96,6 +97,7 @@ def test_more_processes_than_cards_fail_with_the_way_out_and_stay_failed(studio:
 def test_another_node_may_have_the_cards_that_this_one_lacks(studio: Workspace) -> None:
     small = Dispatcher(studio._db, studio.layout, lambda: [Device("cuda:0", "card")], node="small")
     large = Dispatcher(studio._db, studio.layout, lambda: [Device(name, "card") for name in CARDS], node="large")
+    Pretend(studio.layout, CARDS[0], node="large")
     id = job(studio, "wide", processes=2)
     assert small.try_lead() and large.try_lead()
     small.tick()
