@@ -64,7 +64,7 @@ def _usual(block: Any) -> bool:
 def _residual(self: Any, input_tensor: Tensor, temb: Tensor | None) -> Tensor:
     """ResnetBlock2D: each norm and what follows it in one go."""
     hidden = self.conv1(_norm(self.norm1, input_tensor, silu=True))
-    if self.time_emb_proj is not None:
+    if temb is not None and self.time_emb_proj is not None:
         hidden = hidden + self.time_emb_proj(nn.functional.silu(temb))[:, :, None, None]
     hidden = self.conv2(_norm(self.norm2, hidden, silu=True))
     shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)

@@ -3,12 +3,16 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
 
 from studio.families.base import Components
 from studio.generation import attention as kernels
 from studio.generation.caching import FirstBlock
 from studio.generation.graphs import Graphs
+
+if TYPE_CHECKING:
+    from studio.families.lean import Lean
 
 Speed = Literal["auto", "eager", "graph"]
 _WARM = "running"
@@ -24,6 +28,7 @@ class Runner:
     halves: dict[bool, Graphs] = field(default_factory=dict)  # of looks with the cache at work: short ones, and whole ones
     first_block: FirstBlock | None = None
     caching: bool = False  # whether it is at work
+    lean: "Lean | None" = None  # what was made cheap on denoiser and VAE
     attention: dict[Any, kernels.Choice] = field(default_factory=dict)  # by the shapes the denoiser is called with
 
     @property
@@ -56,8 +61,11 @@ def running(c: Components, layout: Callable[[], str], speed: Speed, cache: float
 
     layout: see `Stack.layout`. cache: threshold of first-block caching; 0 is none.
     """
+    import torch
+
     runner: Runner = c.warm.setdefault(_WARM, Runner())
     runner.how, runner.reason = choose(c, speed)
+    _slim(c, runner)
     runner.caching = cache > 0
     if runner.caching:
         runner.first_block = runner.first_block or FirstBlock(c)
@@ -71,8 +79,9 @@ def running(c: Components, layout: Callable[[], str], speed: Speed, cache: float
         runner.graphs = Graphs(plain)
         runner.halves = {short: Graphs(plain) for short in (False, True)}
     denoiser.forward = _forward(c, runner, plain, layout)
+    current = torch.cuda.device(c.device) if c.device.type == "cuda" else contextlib.nullcontext()  # kernels of our own are started on the current one
     try:
-        with runner.cache.used() if runner.cache else contextlib.nullcontext():
+        with current, runner.cache.used() if runner.cache else contextlib.nullcontext():
             yield runner
     finally:
         runner.caching = False
@@ -122,8 +131,26 @@ def choose(c: Components, speed: Speed) -> tuple[Literal["eager", "graph"], str]
 
 
 def release(c: Components) -> None:
-    """Give back the memory of captured graphs."""
+    """Give back the memory of captured graphs, and the library's own ways to denoiser and VAE."""
     runner: Runner | None = c.warm.pop(_WARM, None)
     if runner is not None:
         for graphs in runner.all_graphs:
             graphs.clear()
+        if runner.lean is not None:
+            runner.lean.undo()
+
+
+def _slim(c: Components, runner: Runner) -> None:
+    """Make denoiser and VAE cheap to pass through where graphs run, as long as the base stays loaded; give them back where they are to run as they are."""
+    if runner.how == "eager":
+        if runner.lean is not None:
+            runner.lean.undo()
+            runner.lean = None
+    elif runner.lean is None and find_spec("triton"):
+        from studio.families import flux_lean, lean
+
+        runner.lean = lean.Lean()
+        for model in (c.denoiser, c.parts.get("vae")):
+            if model is not None:
+                lean.convolutions(model, runner.lean)
+                flux_lean.transformer(model, runner.lean)

@@ -84,8 +84,8 @@ if find_spec("triton"):
 
     @triton.jit
     def _apply(x, grad, factor, offset, slope, level, out, pixels, channels, BACK: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-        picture = tl.program_id(0)
-        row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        picture = tl.program_id(1)
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # the first place of a grid has room for more than 65535 programs
         column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
         known = column < channels
         inside = (row < pixels)[:, None] & known[None, :]
@@ -130,7 +130,7 @@ def normed(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, sil
     _sums[(b, chunks, columns)](x, x, factor, offset, sums, h * w, c, per, BACK=False, SILU=silu, ROWS=ROWS, COLUMNS=COLUMNS)
     sizes = {"CHUNKS": triton.next_power_of_2(chunks), "WIDTH": triton.next_power_of_2(c // groups)}
     _settle[(b, groups)](sums, weight, bias, factor, offset, stats, chunks, c, c // groups, h * w, eps, BACK=False, **sizes)
-    grid = (b, triton.cdiv(h * w, ROWS), columns)
+    grid = (triton.cdiv(h * w, ROWS), b, columns)
     _apply[grid](x, x, factor, offset, factor, offset, out, h * w, c, BACK=False, SILU=silu, ROWS=ROWS, COLUMNS=COLUMNS)
     return out, factor, offset, stats
 
@@ -156,7 +156,7 @@ def normed_backward(grad: Tensor, x: Tensor, weight: Tensor, factor: Tensor, off
     _sums[(b, chunks, columns)](x, grad, factor, offset, sums, h * w, c, per, BACK=True, SILU=silu, ROWS=ROWS, COLUMNS=COLUMNS)
     sizes = {"CHUNKS": triton.next_power_of_2(chunks), "WIDTH": triton.next_power_of_2(c // groups)}
     _settle[(b, groups)](sums, weight, weight, slope, level, stats, chunks, c, c // groups, h * w, 0.0, BACK=True, **sizes)
-    grid = (b, triton.cdiv(h * w, ROWS), columns)
+    grid = (triton.cdiv(h * w, ROWS), b, columns)
     _apply[grid](x, grad, factor, offset, slope, level, out, h * w, c, BACK=True, SILU=silu, ROWS=ROWS, COLUMNS=COLUMNS)
     return out
 

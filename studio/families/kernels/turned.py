@@ -46,20 +46,20 @@ if find_spec("triton"):
         tl.store(out, (level * (back - value * level * level * share)).to(out.dtype.element_ty), inside)
 
     @triton.jit
-    def _forward(joined, for_query, for_key, cos, sin, query, key, tokens, total, first, heads, eps, HEADS: tl.constexpr, HALF: tl.constexpr):
-        """One token, some heads. tokens: of this part. total: of all parts. first: the place of this part's first one."""
+    def _forward(of_query, of_key, for_query, for_key, cos, sin, query, key, tokens, total, first, heads, step, eps, HEADS: tl.constexpr, HALF: tl.constexpr):
+        """One token, some heads. tokens: of this part. total: of all parts. first: the place of this part's first one. step: numbers between tokens."""
         row, head = tl.program_id(0), tl.program_id(1) * HEADS + tl.arange(0, HEADS)
         token = first + row % tokens
         there = ((row // tokens).to(tl.int64) * total + token) * heads * (2 * HALF)
-        here = row.to(tl.int64) * 3 * heads * (2 * HALF)
+        here = row.to(tl.int64) * step
         column = tl.arange(0, 2 * HALF)
         inside = (head < heads)[:, None] & (column >= 0)[None, :]
         place = head[:, None] * (2 * HALF) + column[None, :]
         c, s = (tl.load(cos + token * (2 * HALF) + column)[None, :], tl.load(sin + token * (2 * HALF) + column)[None, :])
         weight = tl.load(for_query + column).to(tl.float32)[None, :]
-        _turn(joined + here + place, query + there + place, weight, c, s, inside, eps, HEADS, HALF)
+        _turn(of_query + here + place, query + there + place, weight, c, s, inside, eps, HEADS, HALF)
         weight = tl.load(for_key + column).to(tl.float32)[None, :]
-        _turn(joined + here + heads * (2 * HALF) + place, key + there + place, weight, c, s, inside, eps, HEADS, HALF)
+        _turn(of_key + here + place, key + there + place, weight, c, s, inside, eps, HEADS, HALF)
 
     @triton.jit
     def _backward(joined, for_query, for_key, cos, sin, query, key, value, out, tokens, total, first, heads, eps, HEADS: tl.constexpr, HALF: tl.constexpr):
@@ -116,17 +116,27 @@ class _Turned(torch.autograd.Function):
 @torch.library.custom_op("lora_studio::turn", mutates_args=())
 def turn(parts: list[Tensor], norms: list[Tensor], rotary: list[Tensor], heads: int, eps: float) -> tuple[Tensor, Tensor]:
     """Query and key (B, tokens, heads, d) of parts in their order, each with two norms."""
-    query, key = (torch.empty(_shape(parts, heads), dtype=parts[0].dtype, device=parts[0].device) for _ in range(2))
-    first, total = 0, query.shape[1]
-    for number, part in enumerate(parts):
-        tokens, own = part.shape[1], norms[2 * number : 2 * number + 2]
-        if part.is_cuda:
-            sizes = {"HEADS": HEADS, "HALF": query.shape[-1] // 2, "num_warps": WARPS}
-            grid = (part.shape[0] * tokens, triton.cdiv(heads, HEADS))
-            _forward[grid](part.contiguous(), *own, *rotary, query, key, tokens, total, first, heads, eps, **sizes)
+    each = [part.contiguous().chunk(3, -1)[:2] for part in parts]
+    return turned_apart(each, [norms[2 * n : 2 * n + 2] for n in range(len(parts))], rotary, heads, eps)
+
+
+def turned_apart(
+    parts: Sequence[Sequence[Tensor]], norms: Sequence[Sequence[Tensor]], rotary: Sequence[Tensor], heads: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The same of queries and keys that are products of their own, (B, tokens, heads d) each, without a way back. norms: two for each part."""
+    model = parts[0][0]
+    shape = model.shape[0], sum(query.shape[1] for query, _ in parts), heads, model.shape[-1] // heads
+    query, key = model.new_empty(shape), model.new_empty(shape)
+    first = 0
+    for (of_query, of_key), own in zip(parts, norms, strict=True):
+        tokens = of_query.shape[1]
+        if model.is_cuda:
+            sizes = {"HEADS": HEADS, "HALF": shape[-1] // 2, "num_warps": WARPS}
+            grid = (shape[0] * tokens, triton.cdiv(heads, HEADS))
+            _forward[grid](of_query, of_key, *own, *rotary, query, key, tokens, shape[1], first, heads, of_query.stride(1), eps, **sizes)
         else:
             span = slice(first, first + tokens)
-            for out, weight, product in zip((query, key), own, part.chunk(3, -1), strict=False):
+            for out, weight, product in zip((query, key), own, (of_query, of_key), strict=True):
                 even, odd = (_level(product.unflatten(-1, (heads, -1)), eps)[0] * weight.float()).unflatten(-1, (-1, 2)).unbind(-1)
                 (c_even, c_odd), (s_even, s_odd) = (_pairs(table[span]) for table in rotary)
                 out[:, span] = torch.stack([even * c_even - odd * s_even, odd * c_odd + even * s_odd], -1).flatten(-2)
