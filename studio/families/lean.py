@@ -57,7 +57,8 @@ def convolutions(model: nn.Module, made: Lean) -> None:
 
 def _usual(block: Any) -> bool:
     """Whether a residual block is the plain one: no change of size inside it, the time added or unknown to it, nothing random."""
-    plain = not block.up and not block.down and block.time_embedding_norm == "default" and not block.skip_time_act
+    timed = block.time_embedding_norm == "default" and not block.skip_time_act
+    plain = not block.up and not block.down and (timed or block.time_emb_proj is None) and type(block.norm1) is type(block.norm2) is nn.GroupNorm
     return plain and block.dropout.p == 0 and isinstance(block.nonlinearity, nn.SiLU)
 
 

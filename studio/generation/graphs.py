@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOOKS = 2  # that run eagerly before a graph is captured: they bring every kernel and workspace into being
+LOOKS = 1  # that runs eagerly before a graph is captured: it brings every kernel and workspace into being
 KEPT = 4  # graphs of other shapes or stacks that stay
 
 

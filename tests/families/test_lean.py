@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
@@ -60,11 +61,13 @@ def test_looks_and_decoding_are_the_librarys_whatever_the_stack_and_given_back_b
         stack.clear()
 
 
-def test_every_block_of_a_transformer_is_lean() -> None:
+def test_every_block_of_transformer_and_vae_is_lean() -> None:
     c = open_base(sources.find("demo-flux"), "fp32", "cpu")
     made(c)
     blocks = [*c.denoiser.transformer_blocks, *c.denoiser.single_transformer_blocks]
     assert blocks and all("forward" in vars(block) and "forward" in vars(block.attn) for block in blocks)
+    residual = [module for module in c.parts["vae"].modules() if isinstance(module, ResnetBlock2D)]
+    assert residual and all("forward" in vars(block) for block in residual)
 
 
 def test_first_block_caching_finds_lean_blocks_as_it_finds_the_librarys(c: Components) -> None:
