@@ -198,7 +198,7 @@ class Fused:
         """All gathered gradients as a few large tensors."""
         return [grad for bank in self.banks for grad in (bank.down_grad, bank.up_grad)]
 
-    def stand_in(self, module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+    def stand_in(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         """Let a module's forward pass be this one until `undo`."""
         before = module.__dict__.get("forward")
         module.__dict__["forward"] = forward

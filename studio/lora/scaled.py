@@ -1,4 +1,3 @@
-# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false, reportIndexIssue=false
 """Products of the frozen base in 8 bits (FP8, e4m3): about twice the arithmetic a second on GPUs that have it, with 3 bits of mantissa.
 
 Every row of what is multiplied gets a scale of its own, every weight one. Only the product itself and its gradient on the input run in
@@ -7,43 +6,17 @@ kept twice. The exact weights rest in main memory meanwhile: previews draw with 
 """
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from studio.families.kernels.rounded import FORMAT, LARGEST, rows
 from studio.families.offload import Block
 from studio.lora.fused import Fused, Product, product_factors
 
-FORMAT = torch.float8_e4m3fn
-LARGEST = 448.0  # of that format
 FEWEST = 1024  # features of a layer below which rounding costs more time than the product gains
 CAPABLE = (8, 9)
-
-if find_spec("triton"):
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def _rounded(x, out, scales, width, BLOCK: tl.constexpr):
-        row = tl.program_id(0).to(tl.int64)
-        column = tl.arange(0, BLOCK)
-        value = tl.load(x + row * width + column, column < width, 0.0).to(tl.float32)
-        scale = tl.maximum(tl.max(tl.abs(value), 0), 1e-12) / 448.0
-        tl.store(out + row * width + column, (value / scale).to(out.dtype.element_ty), column < width)
-        tl.store(scales + row, scale)
-
-
-def rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, k) in 8 bits and the scale (n, 1) of every row, fp32."""
-    if not x.is_cuda or torch.compiler.is_compiling():  # compiled, these passes join those that make x
-        scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / LARGEST
-        return (x.float() / scale).clamp(-LARGEST, LARGEST).to(FORMAT), scale
-    x = x.contiguous()
-    out, scale = torch.empty_like(x, dtype=FORMAT), torch.empty(x.shape[0], 1, device=x.device)
-    _rounded[(x.shape[0],)](x, out, scale, x.shape[1], BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=8)
-    return out, scale
 
 
 def packed(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +74,7 @@ class _Beside(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, turned: Tensor, scale: Tensor, bias: Tensor | None, *lora: Any) -> Tensor:
-        down, up, ctx.factor = lora
+        down, up, ctx.factor, ctx.alone = lora
         flat = x.reshape(-1, x.shape[-1])
         inner = flat @ down.t()
         ctx.save_for_backward(x, inner, turned, scale, down, up)
@@ -113,21 +86,22 @@ class _Beside(torch.autograd.Function):
         x, inner, turned, scale, down, up = ctx.saved_tensors
         on_inner, on_down, on_up = product_factors(grad, x, inner, up, ctx.factor)
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None, on_down, on_up, None
-        found = multiplied(*rows(grad.reshape(-1, grad.shape[-1])), turned, scale, None, on_inner, down, grad.dtype)
-        return found.view(*grad.shape[:-1], turned.shape[0]), None, None, None, None, on_down, on_up, None
+            return None, None, None, None, None, on_down, on_up, None, None
+        small, scales = rows(grad.reshape(-1, grad.shape[-1]), alone=ctx.alone)
+        found = multiplied(small, scales, turned, scale, None, on_inner, down, grad.dtype)
+        return found.view(*grad.shape[:-1], turned.shape[0]), None, None, None, None, on_down, on_up, None, None
 
 
 class Scaled:
-    """Stands in for the forward pass of a layer."""
+    """Stands in for the forward pass of a layer. alone: whether its gradient comes from a kernel that compiled passes cannot join."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, lora: tuple[Tensor, Tensor, float] | None = None):
-        self.operands, self.lora = (*packed(weight.data), bias), lora
+    def __init__(self, weight: Tensor, bias: Tensor | None, lora: tuple[Tensor, Tensor, float] | None = None, *, alone: bool = False):
+        self.operands, self.lora, self.alone = (*packed(weight.data), bias), lora, alone
 
     def forward(self, x: Tensor) -> Tensor:
         if self.lora is None:
             return _Frozen.apply(x, *self.operands)  # type: ignore[return-value]
-        return _Beside.apply(x, *self.operands, *self.lora)  # type: ignore[return-value]
+        return _Beside.apply(x, *self.operands, *self.lora, self.alone)  # type: ignore[return-value]
 
 
 def reduce(denoiser: nn.Module, made: Fused) -> int:
@@ -137,7 +111,8 @@ def reduce(denoiser: nn.Module, made: Fused) -> int:
     for block in [module for module in denoiser.modules() if type(module).__name__ in kinds]:
         rounded: list[Tensor] = []
         for owner, weight, bias, lora in list(_products(block)):
-            made.stand_in(owner, Scaled(weight, bias, lora).forward)
+            alone = isinstance(owner, Product)  # of query, key and value at once, whose gradient attention gives
+            made.stand_in(owner, Scaled(weight, bias, lora, alone=alone).forward)
             rounded.append(weight)
         if rounded:
             _rest(block, rounded, made)

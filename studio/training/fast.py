@@ -6,7 +6,7 @@ import torch
 
 from studio.errors import SettingsError
 from studio.families.lean import Lean
-from studio.lora import scaled
+from studio.lora import mlp, scaled
 from studio.lora.attach import NAME, Attached
 from studio.lora.fused import Fused, fuse
 from studio.training.lean import lean
@@ -38,6 +38,7 @@ def prepare(attached: Attached, speed: Speed, *, fp8: bool = False) -> Fast | No
     fused = fuse(c.denoiser, NAME)
     if fp8:
         scaled.reduce(c.denoiser, fused)
+        mlp.join(c.denoiser, fused)
     return Fast(fused, lean(c.denoiser, c.device, compiled=speed.mode == "compile"))
 
 
