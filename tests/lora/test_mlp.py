@@ -9,7 +9,6 @@ from torch.nn.functional import gelu
 
 from studio.lora import attach, fused, mlp, scaled
 from studio.training import lean
-
 from tests.training.test_fast import Bench
 
 
