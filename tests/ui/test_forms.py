@@ -6,7 +6,7 @@ import pytest
 from studio.config import GenerateConfig, Settings, TrainConfig, build
 from studio.families import sources
 from studio.ui import generate, train
-from studio.ui.forms import EMPTY, Form, widget
+from studio.ui.forms import EMPTY, LINES, WIDE, Form, widget
 from studio.workspace.plans import defaults
 
 # Chosen elsewhere on the page, or for the command line alone.
@@ -24,6 +24,11 @@ def test_every_setting_has_a_widget_with_its_help(kind: type[Settings]) -> None:
     assert set(made.names) == set(kind.model_fields) - ELSEWHERE[kind]
     assert all(widget.info.startswith(kind.model_fields[name].description) for name, widget in made.widgets.items())
     assert len({widget.elem_id for widget in made.widgets.values()}) == len(made.widgets)
+
+
+def test_a_field_of_several_lines_has_its_row_to_itself() -> None:
+    """The page aligns the lower ends of neighbours, which would shift the label of the taller one up."""
+    assert set(LINES) <= WIDE
 
 
 @pytest.mark.parametrize(("kind", "needed"), [(TrainConfig, {"images": "x"}), (GenerateConfig, {})])
