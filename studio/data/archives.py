@@ -51,7 +51,9 @@ def open_archive(path: Path) -> zipfile.ZipFile:
         raise PictureError("too_many_bytes", "the zip is over the limit of 2 GiB; split it")
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+    except NotImplementedError as error:
+        raise PictureError("method", "it is a zip of a later kind than is read; make the zip anew") from error
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise _no_zip(path) from error
     try:
         _check_directory(archive)
@@ -121,9 +123,11 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
                 if total > MAX_BYTES or (total > RATIO_FREE_BYTES and total > MAX_RATIO * max(member.compress_size, 1)):
                     raise PictureError("ratio", f"it unpacks to over {MAX_RATIO} times its size, as harmful files do")
                 parts.append(chunk)
-    except NotImplementedError as error:
+    except RuntimeError as error:  # an unknown method, or one that this Python was built without
         raise PictureError("method", "it is packed in a way that is not read; make the zip anew") from error
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # bz2 raises one without a number for damage
+            raise PictureError("unreadable", f"the zip cannot be read ({error.strerror})") from error
         raise PictureError("damaged", "it is damaged inside the zip; make the zip anew") from error
     return b"".join(parts)
 
@@ -137,6 +141,8 @@ def _no_zip(path: Path) -> PictureError:
     try:
         open_picture(start)
     except PictureError as error:
-        if error.code == "unsupported_format":
+        if error.code in ("unsupported_format", "empty"):
             return PictureError("not_zip", str(error))
+        if error.code == "web_page":
+            return PictureError("not_zip", "this is a web page, not a zip file; download the zip itself")
     return PictureError("not_zip", "this is not a zip file")

@@ -268,6 +268,52 @@ def test_a_zip_that_is_none_or_broken_or_empty_is_rejected_whole(tmp_path):
     assert import_files([("s.zip", path)], tmp_path / "set").pictures == 1
 
 
+def test_what_is_told_of_a_file_that_is_no_zip_says_what_it_is(tmp_path):
+    _, path = zipped(tmp_path / "s.zip", {"a.png": png(1)})
+    later = patched(path.read_bytes(), CENTRAL, 6, b"\xff")
+    cases = [
+        (b"<!doctype html><html>sign in</html>", "not_zip", "this is a web page, not a zip file; download the zip itself"),
+        (b"Rar!\x1a\7", "not_zip", "this is a RAR archive, not a picture that can be read; unpack it, or make a zip of the pictures"),
+        (b"", "not_zip", "the file is empty"),
+        (png(1), "not_zip", "this is not a zip file"),
+        (later, "method", "it is a zip of a later kind than is read; make the zip anew"),
+    ]
+    for content, code, message in cases:
+        path.write_bytes(content)
+        [refused] = import_files([("s.zip", path)], tmp_path / "set").rejected
+        assert (refused.code, refused.message) == (code, message)
+
+
+def test_a_disk_that_fails_while_a_zip_is_read_is_not_told_as_damage_of_the_zip(tmp_path):
+    class Disk(io.BytesIO):
+        fails = False
+
+        def read(self, size: int | None = -1) -> bytes:
+            if self.fails:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    _, path = zipped(tmp_path / "s.zip", {"a.png": png(1)})
+    disk = Disk(path.read_bytes())
+    with zipfile.ZipFile(disk) as archive:
+        [item] = archives.expand(archive, "s.zip", "")
+        assert item.read() == png(1)
+        disk.fails = True
+        with pytest.raises(ImageError, match=r"the zip cannot be read \(Input/output error\)"):
+            item.read()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_is_told_as_damage_however_the_zip_is_packed(tmp_path, method):
+    path = tmp_path / "s.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.png", png(1))
+    whole = path.read_bytes()
+    start = whole.index(b"a.png") + 5
+    path.write_bytes(whole[:start] + bytes(byte ^ 0xFF for byte in whole[start : start + 20]) + whole[start + 20 :])
+    assert codes(import_files([("s.zip", path)], tmp_path / "set")) == {"s.zip/a.png": "damaged"}
+
+
 def test_overlapping_entries_are_rejected_whole(tmp_path):
     _, path = zipped(tmp_path / "s.zip", {"a.png": png(1), "b.png": png(2)})
     content = path.read_bytes()
