@@ -223,6 +223,7 @@ def _copy(source: Path, folder: Path) -> Path:
     """A copy under a name that is free there; whole or not at all."""
     part = folder / f".{source.name}.{secrets.token_hex(4)}.part"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, part)
         number = 0
         while True:
@@ -242,11 +243,10 @@ def _copy(source: Path, folder: Path) -> Path:
 
 
 def _folder_to_write(name: str) -> Path:
-    """The folder, made if need be. Raises InputError before anything starts if nothing can be written there."""
+    """The folder, made with the first picture. Raises InputError before anything starts if nothing can be written there."""
     folder = Path(name).expanduser().absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=next(there for there in (folder, *folder.parents) if there.exists())):
             pass
     except OSError as error:
         raise InputError(f"output {folder} cannot be written ({error.strerror}); name another folder with --output") from None

@@ -15,13 +15,13 @@ def refused(said: Said, words: str) -> None:
 
 
 def untouched(studio: CommandLine) -> bool:
-    left = [path for part in ("jobs", "adapters", "sets", "images") for path in (studio.data / part).glob("*")]
+    left = [path for part in ("jobs", "adapters", "sets", "images") for path in (studio.data / part).iterdir()] if studio.data.exists() else []
     return left == []
 
 
 def test_an_empty_folder(studio: CommandLine, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    refused(studio("train", "--images", tmp_path / "empty", "--json"), "empty")
+    (tmp_path / "set").mkdir()
+    refused(studio("train", "--images", tmp_path / "set", "--json"), "there is no picture in it")
     assert untouched(studio)
 
 
@@ -55,53 +55,59 @@ def test_an_unknown_base(studio: CommandLine, pictures: Path) -> None:
 
 
 def test_a_base_that_is_no_model(studio: CommandLine, pictures: Path) -> None:
-    refused(studio("train", "--images", pictures, "--base", pictures), pictures.name)
+    refused(studio("train", "--images", pictures, "--base", pictures), f"{pictures}: is no base model (no model_index.json)")
     assert untouched(studio)
 
 
 def test_an_output_that_cannot_be_written(studio: CommandLine, pictures: Path) -> None:
-    refused(studio("train", "--images", pictures, "--output", "/proc/nowhere/x.safetensors"), "cannot be written")
+    refused(studio("train", "--images", pictures, "--output", "/proc/nowhere/x.safetensors"), "output /proc/nowhere/x.safetensors cannot be written")
     assert untouched(studio)
 
 
 def test_an_output_that_is_no_safetensors_file(studio: CommandLine, pictures: Path, tmp_path: Path) -> None:
-    refused(studio("train", "--images", pictures, "--output", tmp_path / "x.ckpt"), ".safetensors")
+    refused(studio("train", "--images", pictures, "--output", tmp_path / "x.ckpt"), "x.ckpt: the file's name must end in .safetensors")
     assert untouched(studio) and not (tmp_path / "x.ckpt").exists()
 
 
 def test_a_folder_for_pictures_that_cannot_be_made(studio: CommandLine) -> None:
-    refused(studio("generate", "--prompt", "a cat", "--output", "/proc/nowhere"), "cannot be written")
+    refused(studio("generate", "--prompt", "a cat", "--output", "/proc/nowhere"), "output /proc/nowhere cannot be written")
+    assert untouched(studio)
 
 
 def test_a_lora_that_is_not_there(studio: CommandLine, tmp_path: Path) -> None:
-    refused(studio("generate", "--prompt", "a cat", "--lora", "ghost=0.5", "--output", tmp_path / "out"), "'ghost'")
-    assert untouched(studio)
+    refused(studio("generate", "--prompt", "a cat", "--lora", "ghost=0.5", "--output", tmp_path / "out"), "LoRA 'ghost' is neither in the library nor a .safetensors file")
+    assert untouched(studio) and not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_no_lora(studio: CommandLine, tmp_path: Path) -> None:
     fake = tmp_path / "fake.safetensors"
     fake.write_text("not a safetensors file")
-    refused(studio("inspect", fake), "fake.safetensors")
-    refused(studio("library", "add", fake), "fake.safetensors")
-    refused(studio("export", fake, "--output", tmp_path / "out.safetensors"), "fake.safetensors")
+    words = "fake.safetensors: is a text file, not a file of weights"
+    refused(studio("inspect", fake), words)
+    refused(studio("library", "add", fake), words)
+    refused(studio("export", fake, "--output", tmp_path / "out.safetensors"), words)
     assert untouched(studio) and not (tmp_path / "out.safetensors").exists()
 
 
 def test_a_run_that_is_not_there(studio: CommandLine, tmp_path: Path) -> None:
-    refused(studio("export", "ghost", "--output", tmp_path / "out.safetensors"), "'ghost'")
-    refused(studio("train", "--resume", "ghost"), "'ghost'")
-    refused(studio("jobs", "show", "ghost"), "'ghost'")
+    refused(studio("export", "ghost", "--output", tmp_path / "out.safetensors"), "LoRA 'ghost' is neither in the library")
+    refused(studio("train", "--resume", "ghost"), "no job 'ghost'")
+    refused(studio("jobs", "show", "ghost"), "no job 'ghost'")
+    assert untouched(studio) and not (tmp_path / "out.safetensors").exists()
 
 
 def test_resuming_with_other_settings(studio: CommandLine) -> None:
     refused(studio("train", "--resume", "x", "--rank", "4"), "leave out rank")
 
 
-@pytest.mark.parametrize("noun", ["library", "images", "jobs", "base"])
-def test_every_list_works_on_a_new_data_folder(studio: CommandLine, noun: str) -> None:
+BUILT_IN = {"library": set(), "images": {"Blueprint", "Tilo", "Woodcut"}, "jobs": set(), "base": {"demo-flux", "demo-sdxl"}}
+
+
+@pytest.mark.parametrize("noun", BUILT_IN)
+def test_every_list_of_a_new_data_folder_holds_what_the_studio_brings(studio: CommandLine, noun: str) -> None:
     said = studio(noun, "list", "--json")
     assert said.code == 0, said.err
-    assert all(isinstance(line, dict) for line in said.lines)
+    assert {line["name"] for line in said.lines} == BUILT_IN[noun]
 
 
 def test_a_data_folder_that_cannot_be_made(studio: CommandLine) -> None:

@@ -136,11 +136,20 @@ def test_hostile_names_are_shown_as_text(watched, studio) -> None:
 
 
 def test_seven_tabs_work_at_once(watched, studio) -> None:
+    """A browser opens six connections to one place: tabs that each hold one for what is told would starve the seventh."""
     others = [watched.page.context.new_page() for _ in range(6)]
     for page in others:
         page.goto(studio.address)
     for page in others:
         page.wait_for_selector(".st-light[data-tone=good]")
+    made = post(studio.address, "/sets", {"name": "told to all"})
+    try:
+        for page in (watched.page, *others):
+            page.click(".st-rail-item[data-view=train]")
+            expect(page.locator(".st-setcard", has_text="told to all")).to_be_visible()
+    finally:
+        urllib.request.urlopen(urllib.request.Request(f"{studio.address}/api/sets/{made['id']}", method="DELETE"))
+    for page in others:
         page.close()
 
 
