@@ -69,6 +69,8 @@ def again(loaded: Callable[[str], Components], folder: Path, number: int) -> Non
     first = drawn(c, folder / "first", config, library, sources)
     found = files.load(first)
     assert found.exact
+    chosen = config.model_dump(include=config.model_fields_set, exclude_none=True) | {"loras": tuple(row.model_dump() for row in config.loras)}
+    assert found.config.model_dump(include=set(chosen)) == chosen, "what is left to the base is filled in, all else is as it was chosen"
     by_hash = {one.metadata["sshs_model_hash"][:12]: one for one in library.values()}
     recalled = {row.name: by_hash[found.hashes[row.name]] for row in found.config.loras}
     drawn(c, folder / "between", build(GenerateConfig, {"base": c.base.name, "steps": 1, "width": 64, "height": 64, "seed": 1}), {}, {})
@@ -76,12 +78,15 @@ def again(loaded: Callable[[str], Components], folder: Path, number: int) -> Non
     assert first.suffix == second.suffix and first.read_bytes() == second.read_bytes(), config
 
 
-@pytest.mark.parametrize("number", range(8))
+CI = (0, 1, 3, 4, 5, 7, 12, 17)  # together they have every setting, mode and kind of file
+
+
+@pytest.mark.parametrize("number", CI)
 def test_random_settings_are_recalled_and_drawn_again_byte_for_byte(loaded: Callable[[str], Components], tmp_path: Path, number: int) -> None:
     again(loaded, tmp_path, number)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", range(8, 58))
+@pytest.mark.parametrize("number", [number for number in range(58) if number not in CI])
 def test_fifty_random_settings_are_recalled_and_drawn_again_byte_for_byte(loaded: Callable[[str], Components], tmp_path: Path, number: int) -> None:
     again(loaded, tmp_path, number)
