@@ -90,7 +90,20 @@ LABELS = {
 }
 LINES = {"prompt": 4, "negative_prompt": 2, "sample_prompts": 3, "word_init": 2, "block_ranks": 2, "block_alphas": 2, "block_rates": 2}
 WIDE = frozenset(
-    {"base", "target_pattern", "word_init", "block_ranks", "block_alphas", "block_rates", "prompt", "negative_prompt", "sample_prompts", "start_from", "encoders", "vae"}
+    {
+        "base",
+        "target_pattern",
+        "word_init",
+        "block_ranks",
+        "block_alphas",
+        "block_rates",
+        "prompt",
+        "negative_prompt",
+        "sample_prompts",
+        "start_from",
+        "encoders",
+        "vae",
+    }
 )
 # What an empty setting means where no base or family says it and the studio does not choose.
 EMPTY = {

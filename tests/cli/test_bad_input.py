@@ -75,7 +75,10 @@ def test_a_folder_for_pictures_that_cannot_be_made(studio: CommandLine) -> None:
 
 
 def test_a_lora_that_is_not_there(studio: CommandLine, tmp_path: Path) -> None:
-    refused(studio("generate", "--prompt", "a cat", "--lora", "ghost=0.5", "--output", tmp_path / "out"), "LoRA 'ghost' is neither in the library nor a .safetensors file")
+    refused(
+        studio("generate", "--prompt", "a cat", "--lora", "ghost=0.5", "--output", tmp_path / "out"),
+        "LoRA 'ghost' is neither in the library nor a .safetensors file",
+    )
     assert untouched(studio) and not (tmp_path / "out").exists()
 
 
