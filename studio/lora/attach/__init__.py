@@ -125,7 +125,7 @@ def attach(c: Components, network: Network, *, text_rate: float = 0.0, fresh: bo
         for module in attached.modules:
             _origin(module, c)
             if fresh:
-                origin.begin(module, network.init)
+                origin.begin(module, network.init, c.device)
     return attached
 
 

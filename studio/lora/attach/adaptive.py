@@ -41,7 +41,8 @@ class AdaLoRA:
         module.ranknum[NAME].data.fill_(1.0)
         module.scaling[NAME] = place.alpha / place.rank
         down = module.lora_A[NAME]
-        rows = nn.init.orthogonal_(torch.empty(down.shape, device=down.device), gain=LENGTH)  # in fp32, which its QR asks for
+        # In fp32, which its QR asks for, and on the CPU, as PEFT draws: the start is the same wherever the base lies.
+        rows = nn.init.orthogonal_(torch.empty(down.shape), gain=LENGTH)
         down.data.copy_(rows)
         nn.init.ones_(module.lora_E[NAME])
         nn.init.zeros_(module.lora_B[NAME])

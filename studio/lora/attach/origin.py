@@ -12,6 +12,7 @@ from studio.lora.adapter import LowRank
 from studio.lora.attach.weights import NAME, taken
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 ORIGIN = "origin"
@@ -20,11 +21,9 @@ POWER_ITERATIONS = 4  # of the randomized singular value decomposition
 
 def pissa(weight: "Tensor", rank: int) -> "tuple[Tensor, Tensor]":
     """down (r, in), up (out, r) whose product is the best of that rank, sizes shared evenly. Source: arXiv 2404.02948."""
-    import torch
-
     # Wide enough that the directions which count are exact to rounding; small matrices are decomposed whole.
     wide = min(rank + max(8, rank), min(weight.shape))
-    u, s, v = torch.svd_lowrank(weight, wide, niter=POWER_ITERATIONS) if wide < min(weight.shape) else _svd(weight)
+    u, s, v = _largest(weight, wide) if wide < min(weight.shape) else _svd(weight)
     root = s[:rank].sqrt()
     return root[:, None] * v[:, :rank].T, u[:, :rank] * root
 
@@ -40,12 +39,15 @@ def olora(weight: "Tensor", rank: int) -> "tuple[Tensor, Tensor]":
 INITS: "Mapping[str, Callable[[Tensor, int], tuple[Tensor, Tensor]]]" = {"pissa": pissa, "olora": olora}
 
 
-def begin(module: Any, init: str) -> None:
-    """Start the layer from its base's own directions. The adapter `ORIGIN` must be there beside the trained one."""
+def begin(module: Any, init: str, device: "torch.device") -> None:
+    """Start the layer from its base's own directions, found on the device that trains, wherever the base lies meanwhile.
+
+    The adapter `ORIGIN` must be there beside the trained one.
+    """
     import torch
     from peft.utils.integrations import dequantize_module_weight
 
-    own = dequantize_module_weight(module.get_base_layer()).detach().float().flatten(1)
+    own = dequantize_module_weight(module.get_base_layer()).detach().to(device).float().flatten(1)
     rank = module.r[NAME]
     if rank > min(own.shape):
         raise FormatError(f"rank {rank} is more than a layer of shape {list(own.shape)} has directions for init {init}; lower the rank, or use init default")
@@ -81,6 +83,17 @@ def _remember(module: Any, down: "Tensor", up: "Tensor") -> None:
     with torch.no_grad():
         module.lora_A[ORIGIN].weight.copy_(down.to(module.lora_A[ORIGIN].weight))
         module.lora_B[ORIGIN].weight.copy_(up.to(module.lora_B[ORIGIN].weight))
+
+
+def _largest(weight: "Tensor", n: int) -> "tuple[Tensor, Tensor, Tensor]":
+    """The n largest singular values and their directions, by random projections that are drawn on the CPU. Source: arXiv 0909.4061, 4.4."""
+    import torch
+
+    basis = torch.linalg.qr(weight @ torch.randn(weight.shape[1], n).to(weight)).Q
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(weight @ torch.linalg.qr(weight.T @ basis).Q).Q
+    u, s, v = _svd(basis.T @ weight)
+    return basis @ u, s, v
 
 
 def _svd(weight: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
