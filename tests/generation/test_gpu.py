@@ -63,12 +63,18 @@ def test_the_bases_tensors_wait_in_main_memory_when_the_gpu_is_full(name: str, m
     assert all(torch.equal(before[path], module.weight) and module.weight.is_cuda for path, module in module_map(c).items())  # type: ignore[arg-type]
 
 
+# Mean levels of 255. Equal sums taken otherwise (every layer's products alone, attention by plain products, a baked stack) moved bf16 pictures
+# of these stacks by 0.20 to 0.26 on demo-sdxl and 0.05 to 0.14 on demo-flux on a CPU, whatever the adapters' size, and fp32 pictures by less
+# than 0.001; other stacks are 1.8 apart at this size, at 0.2 only 0.7. fp32 has room for TF32, an eighth of the rounding of bf16.
+ROUNDING = {"bf16": 0.5, "fp32": 0.1}
+
+
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_captured_graph_follows_a_live_stack(name: str, precision, tmp_path: Path) -> None:
     """Strengths that move over the steps, and a slider: what layers of one input take together is taken anew at every look."""
     c = open_base(sources.find(name), precision, "cuda")
-    first, second = adapter(c, 1, size=0.2), adapter(c, 2, (".attn", ".ff"), size=0.2)
+    first, second = adapter(c, 1, size=0.5), adapter(c, 2, (".attn", ".ff"), size=0.5)
     stacks = {
         "moving": [(first, LoraWeight.parse("ink=1,curve=1@0/0@1")), (second, LoraWeight.parse("wash=0.5,curve=0@0/1@1"))],
         "level": [(first, 0.5), (second, 0.25)],
@@ -82,4 +88,4 @@ def test_a_captured_graph_follows_a_live_stack(name: str, precision, tmp_path: P
     found["slid", "baked"] = numpy.asarray(picture(c, tmp_path / "baked", stacks["slid"], "graph", "baked"), dtype=float)
     for (kind, way), pixels in found.items():
         same, *others = (numpy.abs(pixels - found[other, "eager"]).mean() for other in (kind, *(other for other in stacks if other != kind)))
-        assert same < min(others) / 3, (kind, way)
+        assert same < ROUNDING[precision] < min(others) / 3, (kind, way)
