@@ -1,6 +1,8 @@
 """What trackers were told, read back from what they wrote."""
 
 import importlib.util
+import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,4 +98,30 @@ def test_wandb_writes_into_the_job_folder(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     told = list(trackers.tracked(run(tmp_path), config("wandb"), tmp_path))
     assert [event.message for event in told if isinstance(event, Warned)] == []
-    assert list((tmp_path / "trackers").glob("wandb/offline-run-*"))
+    (file,) = (tmp_path / "trackers").glob("wandb/offline-run-*/*.wandb")
+    found = records(file.read_bytes())
+    rows = [
+        {item.key or item.nested_key[0]: json.loads(item.value_json) for item in one.history.item}
+        for one in found
+        if one.WhichOneof("record_type") == "history"
+    ]
+    assert [(row["_step"], row["loss"]) for row in rows if "loss" in row] == [(1, 0.5), (2, 0.25), (3, pytest.approx(0.5 / 3))]
+    assert [one.WhichOneof("record_type") for one in found].count("exit") == 1, "it was finished, so that `wandb sync` takes it as whole"
+
+
+def records(content: bytes) -> list[Any]:
+    """Those of a W&B file: after 7 bytes, blocks of 32 KiB as LevelDB's log has them: checksum, length, whether more follows, piece."""
+    from wandb.proto import wandb_internal_pb2
+
+    found, pieces, at = [], b"", 7
+    while at + 7 <= len(content):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        pieces += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last piece
+            found.append(wandb_internal_pb2.Record.FromString(pieces))  # type: ignore[attr-defined]
+            pieces = b""
+    return found
