@@ -132,7 +132,7 @@ class Cache:
         """The part, ready to encode, and how many things at once pay."""
         import torch
 
-        from studio.families import away, offload
+        from studio.families import away, lean, offload
 
         rings: list[offload.Ring] = []
         c = self.family.load(self.base, [part], self.dtype, torch.device("cpu") if part in self.apart else self.device)
@@ -140,6 +140,8 @@ class Cache:
             if part == "text" and part in self.apart:
                 rings += [offload.stream(model, self.device) for model in c.parts.values() if isinstance(model, torch.nn.Module)]
                 c.device = self.device
+            if part == "vae" and lean.pays(c.device):
+                lean.convolutions(c.parts["vae"], lean.Lean())
             yield c, away.AT_ONCE if rings else 1
         finally:
             for ring in rings:

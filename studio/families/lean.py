@@ -5,6 +5,7 @@ Everything here computes what the library's modules compute; `Lean.undo` puts th
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from types import MethodType
 from typing import Any
 
@@ -38,6 +39,11 @@ class Lean:
         before = get()
         put(value)
         self._undo.append(lambda: put(before))
+
+
+def pays(device: torch.device) -> bool:
+    """Whether the passes are kernels of our own there; elsewhere they are plain torch, and gain nothing."""
+    return device.type == "cuda" and find_spec("triton") is not None
 
 
 def convolutions(model: nn.Module, made: Lean) -> None:

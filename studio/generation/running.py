@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from studio.families.base import Components
@@ -146,9 +145,10 @@ def _slim(c: Components, runner: Runner) -> None:
         if runner.lean is not None:
             runner.lean.undo()
             runner.lean = None
-    elif runner.lean is None and find_spec("triton"):
-        from studio.families import flux_lean, lean
+        return
+    from studio.families import flux_lean, lean
 
+    if runner.lean is None and lean.pays(c.device):
         runner.lean = lean.Lean()
         for model in (c.denoiser, c.parts.get("vae")):
             if model is not None:
