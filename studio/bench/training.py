@@ -49,9 +49,9 @@ def measure(case: Case, subject: Subject, steps: int, rank: int) -> dict[str, An
         synchronize(c.device)
         ready = time.perf_counter() - began
         seconds = _timed(step, micros, steps, c.device)
+        peak = round(torch.cuda.max_memory_reserved(c.device) / GIB, 2) if c.device.type == "cuda" else None
         found = facts()
     found |= {"seconds": round(seconds, 5), "pictures_per_second": round(case.batch / seconds, 3)}
-    peak = round(torch.cuda.max_memory_reserved(c.device) / GIB, 2) if c.device.type == "cuda" else None
     return found | {"first_step_seconds": round(first, 2), "ready_seconds": round(ready, 2), "peak_reserved_gib": peak, "losses": losses}
 
 

@@ -122,6 +122,7 @@ class Engine:
         self.update_graph = None
         self.weights.clear()
         self.total.zero_()
+        release(self.device)  # what passes were recorded in serves nothing else
 
     def _pass(self, micro: Micro) -> Tensor:
         loss = self.stepper._losses(micro).sum() / self.pictures
