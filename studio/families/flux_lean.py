@@ -48,13 +48,18 @@ def _attention(
         parts.insert(0, (self.add_q_proj(encoder_hidden_states), self.add_k_proj(encoder_hidden_states)))
         norms.insert(0, (self.norm_added_q.weight, self.norm_added_k.weight))
         value = torch.cat([self.add_v_proj(encoder_hidden_states), value], dim=1)
-    heads = *turned_apart(parts, norms, image_rotary_emb, self.heads, self.norm_q.eps), value.unflatten(-1, (self.heads, -1))
+    query, key = turned_apart(parts, norms, image_rotary_emb, self.heads, self.norm_q.eps)
+    return attended(self, (query, key, value.unflatten(-1, (self.heads, -1))), attention_mask, encoder_hidden_states)
+
+
+def attended(attention: Any, heads: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, text: Tensor | None) -> Any:
+    """What a FluxAttention gives for query, key and value (B, tokens, heads, d), those of `text` first where there is such a stream."""
     query, key, value = (part.transpose(1, 2) for part in heads)
-    found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask).transpose(1, 2).flatten(2)
-    if encoder_hidden_states is None:
+    found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+    if text is None:
         return found
-    of_text, of_image = found.split_with_sizes([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
-    return self.to_out[1](self.to_out[0](of_image.contiguous())), self.to_add_out(of_text.contiguous())
+    of_text, of_image = found.split_with_sizes([text.shape[1], found.shape[1] - text.shape[1]], dim=1)
+    return attention.to_out[1](attention.to_out[0](of_image.contiguous())), attention.to_add_out(of_text.contiguous())
 
 
 def _single(
@@ -69,8 +74,8 @@ def _single(
     hidden = torch.cat([encoder_hidden_states, hidden_states], dim=1)
     shift, scale, gate = self.norm.linear(self.norm.silu(temb)).chunk(3, dim=1)
     normal = modulated(hidden, scale, shift, self.norm.norm.eps)
-    attended = self.attn(hidden_states=normal, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
-    hidden = _bounded(added(hidden, gate, self.proj_out(joined(attended, self.proj_mlp(normal)))))
+    beside = self.attn(hidden_states=normal, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
+    hidden = bounded(added(hidden, gate, self.proj_out(joined(beside, self.proj_mlp(normal)))))
     return hidden[:, :n], hidden[:, n:]
 
 
@@ -85,16 +90,16 @@ def _double(
     told = [norm.linear(norm.silu(temb)).chunk(6, dim=1) for norm in (self.norm1, self.norm1_context)]
     streams, norms = (hidden_states, encoder_hidden_states), (self.norm1.norm, self.norm1_context.norm)
     image, text = (modulated(x, scale, shift, norm.eps) for x, (shift, scale, *_), norm in zip(streams, told, norms, strict=True))
-    attended = self.attn(hidden_states=image, encoder_hidden_states=text, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
+    products = self.attn(hidden_states=image, encoder_hidden_states=text, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
     found = []
     for x, product, (_, _, gate, shift, scale, last), norm, feed in zip(
-        streams, attended, told, (self.norm2, self.norm2_context), (self.ff, self.ff_context), strict=True
+        streams, products, told, (self.norm2, self.norm2_context), (self.ff, self.ff_context), strict=True
     ):
         hidden, normal = added_and_modulated(x, gate, product, scale, shift, norm.eps)
         found.append(added(hidden, last, feed(normal)))
-    return _bounded(found[1]), found[0]
+    return bounded(found[1]), found[0]
 
 
-def _bounded(hidden: Tensor) -> Tensor:
+def bounded(hidden: Tensor) -> Tensor:
     """Numbers that fp16 can hold."""
     return hidden.clip(-LARGEST, LARGEST) if hidden.dtype == torch.float16 else hidden

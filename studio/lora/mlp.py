@@ -12,6 +12,7 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
 from torch import Tensor, nn
 
+from studio.families.flux_lean import bounded
 from studio.families.kernels.rounded import gelu_backward_rounded, gelu_rounded, rows
 from studio.lora.fused import Fused
 from studio.lora.scaled import Scaled, multiplied
@@ -106,7 +107,5 @@ def _single_block(
     hidden = torch.cat([encoder_hidden_states, hidden_states], dim=1)
     normed, gate = self.norm(hidden, emb=temb)
     attended = self.attn(hidden_states=normed, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
-    hidden = hidden + gate.unsqueeze(1) * self.mlp.forward(normed, attended)
-    if hidden.dtype == torch.float16:
-        hidden = hidden.clip(-65504, 65504)
+    hidden = bounded(hidden + gate.unsqueeze(1) * self.mlp.forward(normed, attended))
     return hidden[:, :text], hidden[:, text:]

@@ -10,6 +10,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from studio.families.flux_lean import attended
 from studio.families.kernels.turned import turned
 from studio.families.lean import Lean, convolutions
 from studio.families.offload import is_waiting
@@ -77,12 +78,7 @@ def _joint_attention(
     norms = [self.norm_q, self.norm_k, *((self.norm_added_q, self.norm_added_k) if two else ())]
     text = self.to_added_qkv(encoder_hidden_states) if two else None
     heads = turned(self.to_qkv(hidden_states), text, [norm.weight for norm in norms], image_rotary_emb, self.heads, norms[0].eps)
-    query, key, value = (part.transpose(1, 2) for part in heads)
-    found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask).transpose(1, 2).flatten(2)
-    if encoder_hidden_states is None:
-        return found
-    of_text, of_image = found.split_with_sizes([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
-    return self.to_out[1](self.to_out[0](of_image.contiguous())), self.to_add_out(of_text.contiguous())
+    return attended(self, heads, attention_mask, encoder_hidden_states)
 
 
 def _attention(made: Lean, device: torch.device) -> None:
