@@ -292,9 +292,9 @@ class Jobs:
         if known := self._keyed(manifest):
             return known
         folder = JobFolder.create(self._layout.jobs, manifest)  # first: a row without a folder would be a lie, the other way round is mended
-        row = row_of(manifest)
         try:
             with self._db.write() as session:
+                row = row_of(manifest)  # stamped once the database is free
                 session.add(row)
         except IntegrityError:
             if (known := self._keyed(manifest)) and known.id != manifest.id:

@@ -13,7 +13,8 @@ from studio.library.models import JobRow
 from studio.workspace.hub import Hub
 from studio.workspace.records import JobRecord
 
-OVERLAP_SECONDS = 2.0  # rows written a little later than stamped are seen in the next look
+OVERLAP_SECONDS = 60.0  # a row may come so much later than its stamp: its writer waited for the database, or has a clock that is behind
+AT_ONCE = 500  # rows of one question; databases take so many values
 
 
 class Watch:
@@ -28,13 +29,19 @@ class Watch:
         self._seen: dict[str, float] = {}
         self._offsets: dict[str, int] = {}
         self._running: set[str] = set()
+        self._looked = False
 
     def look(self) -> None:
         # No later than now: where a clock was set back, what is stamped from then on is older than what was seen before
         since = min(max([self._begun, *self._seen.values()]), time.time()) - OVERLAP_SECONDS
-        new = (JobRow.updated > since) | (JobRow.state == "running") | JobRow.id.in_(self._running)
+        recent = (JobRow.updated > since) | (JobRow.state == "running") | JobRow.id.in_(self._running)
         with self._db.read() as session:
-            rows = list(session.scalars(select(JobRow).where(new).order_by(JobRow.updated)))
+            found = [(row.id, row.updated, row.state) for row in session.execute(select(JobRow.id, JobRow.updated, JobRow.state).where(recent))]
+            if not self._looked:  # what was so before this process began is in the lists that pages load
+                self._seen, self._looked = {id: updated for id, updated, state in found if updated <= self._begun and state != "running"}, True
+            new = [id for id, updated, state in found if self._seen.get(id) != updated or state == "running" or id in self._running]
+            rows = [row for i in range(0, len(new), AT_ONCE) for row in session.scalars(select(JobRow).where(JobRow.id.in_(new[i : i + AT_ONCE])))]
+        rows.sort(key=lambda row: row.updated)
         self._running = {row.id for row in rows if row.state == "running"}  # their end is seen whatever its stamp
         for row in rows:
             self._events(row)
