@@ -1,8 +1,9 @@
 """Claims about the Train form: settings are found by words, a recipe fills them, and several values of one are several runs."""
 
+import time
 import urllib.request
 
-from playwright.sync_api import expect
+from playwright.sync_api import Page, Route, expect
 
 from .conftest import Studio, Watched
 
@@ -43,6 +44,47 @@ def test_a_recipe_fills_the_form_and_one_of_another_family_does_not(watched: Wat
     assert watched.errors == []
 
 
+def slowly(page: Page, path: str, milliseconds: int = 1500) -> list[str]:
+    """Answers from that path come late; the requests so far."""
+    asked: list[str] = []
+
+    def late(route: Route) -> None:
+        asked.append(route.request.post_data or "")
+        time.sleep(milliseconds / 1000)
+        route.continue_()
+
+    page.route(path, late)
+    return asked
+
+
+def test_what_is_written_while_the_studio_fills_the_form_stays(watched: Watched) -> None:
+    """A set's name and trigger come a moment after it is chosen: the field that a person writes into meanwhile is theirs."""
+    page = watched.page
+    name, trigger = (page.locator(f"#train-{field} :is(input, textarea)") for field in ("name", "trigger"))
+    expect(name).to_have_value("Blueprint")
+    asked = slowly(page, "**/gradio_api/**")
+    page.locator(".st-setcard", has_text="Tilo").click()
+    with page.expect_response(lambda response: "choose_set" in (response.request.post_data or "")):
+        name.fill("my own")
+    expect(trigger).not_to_have_value("blueprint style")
+    assert any("choose_set" in text for text in asked)
+    expect(name).to_have_value("my own")
+    page.unroute("**/gradio_api/**")
+    assert watched.errors == []
+
+
+def test_what_is_written_before_a_set_is_chosen_stays(watched: Watched) -> None:
+    page = watched.page
+    expect(page.locator("#train-name :is(input, textarea)")).to_have_value("Blueprint")
+    page.evaluate("localStorage.clear()")
+    slowly(page, "**/api/sets")
+    page.reload()
+    page.locator("#train-name :is(input, textarea)").fill("my own")
+    expect(page.locator("#train-trigger :is(input, textarea)")).to_have_value("blueprint style")
+    expect(page.locator("#train-name :is(input, textarea)")).to_have_value("my own")
+    assert watched.errors == []
+
+
 def test_a_sweep_is_started_and_compared_and_a_run_held_against_a_recipe(watched: Watched, studio: Studio) -> None:
     page = watched.page
     watched.view("train")
@@ -62,6 +104,7 @@ def test_a_sweep_is_started_and_compared_and_a_run_held_against_a_recipe(watched
     box.get_by_label("Values 1").fill("2, 4")
     go.click()
     page.locator(".st-toast", has_text="2 runs are in the queue").get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("dialog").get_by_role("heading")).to_have_text("Sweep of swept")
     table = page.get_by_role("dialog", name="Sweep of swept")
     expect(table.locator("tbody tr")).to_have_count(2)
     expect(table.locator("tbody tr button").first).to_have_text("rank 2")

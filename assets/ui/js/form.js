@@ -8,6 +8,31 @@ const opened = new Map();
 let number = 0;
 let chain = Promise.resolve();
 
+// What a person wrote into which field, and when: a reply that was on its way meanwhile fills the others. Lists have a role: what is
+// written there only filters them.
+const written = new Map();
+const SETTLING = 30; // milliseconds in which Gradio has put a reply's values into the page
+document.addEventListener("input", ({ target }) => {
+  const field = target.closest?.(".st-field");
+  if (field && !target.role) written.set(field.id, { target, at: performance.now(), value: valueOf(target) });
+}, true);
+
+const valueOf = (input) => (input.type === "checkbox" ? input.checked : input.value);
+
+// Names of the fields of a form that a person wrote into since the page was opened.
+export const touched = (form) => [...written.keys()].filter((id) => id.startsWith(`${form}-`)).map((id) => id.slice(form.length + 1));
+
+const since = (form, moment) => [...written].filter(([id, { at }]) => at > moment && id.startsWith(`${form}-`)).map(([, one]) => one);
+
+function putBack({ target, value }) {
+  if (!target.isConnected || valueOf(target) === value) return;
+  if (target.type === "checkbox") target.click();
+  else {
+    target.value = value;
+    target.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+}
+
 export function mount(element, { name }, { props, trigger, watch }) {
   bridges.set(name, trigger);
   opened.get(name)?.forEach((go) => go());
@@ -19,10 +44,10 @@ export function mount(element, { name }, { props, trigger, watch }) {
     waiting.delete(reply.number);
     take(reply);
   });
-  call(name, "restore", { values: remembered(`form.${name}`, {}) }).then((habits) => say("base-chosen", { form: name, ...habits })).catch((error) => console.info("form not restored", error.message));
+  call(name, "restore", { values: remembered(`form.${name}`, {}) }, 15000, 0).then((habits) => say("base-chosen", { form: name, ...habits })).catch((error) => console.info("form not restored", error.message));
 }
 
-function once(form, command, payload, patience) {
+function once(form, command, payload, patience, begun) {
   return new Promise((resolve, reject) => {
     number += 1;
     const own = String(number);
@@ -32,17 +57,19 @@ function once(form, command, payload, patience) {
     }, patience);
     waiting.set(own, (reply) => {
       clearTimeout(timer);
-      if (reply.error) reject(new Error(reply.error));
-      else resolve(reply.result);
+      const end = () => (reply.error ? reject(new Error(reply.error)) : resolve(reply.result));
+      if (!since(form, begun).length) return end();
+      setTimeout(() => { since(form, begun).forEach(putBack); end(); }, SETTLING);
     });
     bridges.get(form)("command", { number: own, command, payload });
   });
 }
 
-// Ask the server's half of a form: it reads the widgets, or fills them. patience: milliseconds for the answer.
-export function call(form, command, payload = {}, patience = 15000) {
+// Ask the server's half of a form: it reads the widgets, or fills them. patience: milliseconds for the answer. What a person wrote after
+// the moment `begun` stays as written.
+export function call(form, command, payload = {}, patience = 15000, begun = performance.now()) {
   const there = bridges.has(form) ? Promise.resolve() : new Promise((resolve) => opened.set(form, [...(opened.get(form) ?? []), resolve]));
-  const result = Promise.all([there, chain]).then(() => once(form, command, payload, patience));
+  const result = Promise.all([there, chain]).then(() => once(form, command, payload, patience, begun));
   chain = result.then(() => {}, () => {});
   return result;
 }

@@ -5,13 +5,14 @@ import { on, remember, remembered, say, settled } from "./bus.js";
 import { command } from "./commands.js";
 import { ask, menu } from "./dialogs.js";
 import { badge, button, empty, h, icon, keyed, picture } from "./dom.js";
-import { call } from "./form.js";
+import { call, touched } from "./form.js";
 import { count } from "./format.js";
 import { choose, onDrop, send } from "./intake.js";
 import { show } from "./shell.js";
 import { refresh, state } from "./state.js";
 import { failed, toast } from "./toasts.js";
 
+const visited = remembered("form.train", null) !== null; // then the form comes as it was left
 let chosen = remembered("set", "");
 let shown = null;
 
@@ -26,7 +27,8 @@ async function create(name = "") {
   return made;
 }
 
-async function select(id, quiet = false) {
+// `quiet`: the form stays as it is. `but`: names of its fields that stay.
+async function select(id, quiet = false, but = () => []) {
   chosen = id;
   remember("set", id);
   shown = null;
@@ -37,7 +39,7 @@ async function select(id, quiet = false) {
     if (chosen !== id) return;
     shown = found;
     say("set-chosen", shown);
-    if (!quiet) await call("train", "choose_set", { name: shown.name, trigger: shown.trigger });
+    if (!quiet) await call("train", "choose_set", { name: shown.name, trigger: shown.trigger, but: but() });
   } catch (error) {
     if (error.status === 404) chosen = "";
     else failed("Could not open the image set")(error);
@@ -224,7 +226,7 @@ export function mount(element) {
     draw();
     if (!begun) {
       begun = true;
-      select(state.sets.some((set) => set.id === chosen) ? chosen : state.sets[0]?.id || "", remembered("form.train", null) !== null);
+      select(state.sets.some((set) => set.id === chosen) ? chosen : state.sets[0]?.id || "", visited, () => touched("train"));
     }
   });
   on("set-chosen", draw);

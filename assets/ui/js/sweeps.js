@@ -12,6 +12,8 @@ import { failed, toast } from "./toasts.js";
 
 const MOST = 64; // runs of one sweep
 const AXES = 2;
+const AGAIN = 2000; // milliseconds until runs that go on are looked at anew
+const NOTHING = { samples: [], held: null, loss: null };
 let known = [];
 
 export const sweepOf = (id) => known.find((sweep) => sweep.jobs.includes(id));
@@ -95,25 +97,41 @@ export async function compare(sweep) {
   const body = h("div", { class: "st-compare" });
   const sheet = h("a", { class: "st-button", href: `/api/sweeps/${api.id(sweep.id)}/sheet`, target: "_blank", rel: "noopener" }, h("span", {}, "As one picture"));
   const close = dialog(`Sweep of ${sweep.name}`, body, [h("span", { class: "st-dim" }, sweep.rows.join("  ·  ")), h("span", { class: "st-spring" }), sheet], { wide: true });
-  let found = [];
+  let records = sweep.jobs.map(job).filter(Boolean);
+  const found = new Map();
+  const gone = new Set();
   const fill = () => {
-    const records = sweep.jobs.map(job).filter(Boolean);
-    const lowest = (key) => Math.min(...found.map((one) => one?.[key] ?? Infinity));
-    const cell = (one, key) => h("td", { class: one?.[key] !== null && one?.[key] === lowest(key) && "is-best" }, figure(one?.[key] ?? null, 4));
+    const lowest = (key) => Math.min(...[...found.values()].map((one) => one[key] ?? Infinity));
+    const cell = (one, key) => h("td", { class: one && one[key] !== null && one[key] === lowest(key) && "is-best" }, figure(one?.[key] ?? null, 4));
     const frames = (record, one) => (one?.samples ?? []).map((sample, i, all) => {
       const src = (of) => `/api/jobs/${api.id(record.id)}/files/${of.path.split("/").map(encodeURIComponent).join("/")}`;
       return h("button", { type: "button", class: "st-frame", title: sample.prompt, "aria-label": `${own(sweep, record)}: ${sample.prompt}`, on: { click: () => lightbox(all.map((of) => ({ src: src(of), title: own(sweep, record), text: of.prompt })), i) } }, picture(src(sample), sample.prompt));
     });
-    const rows = records.map((record, i) => h("tr", {}, h("td", {}, button(own(sweep, record), { kind: "small quiet", title: "Open this run", act: () => { close(); say("open-run", record.id); } })), h("td", {}, isActive(record) && record.state === "running" ? `${record.step} / ${record.total}` : badge(record.state, { finished: "good", failed: "bad" }[record.state] ?? "")), cell(found[i], "loss"), cell(found[i], "held"), h("td", {}, h("div", { class: "st-compare-frames" }, frames(record, found[i])))));
-    sheet.hidden = !found.some((one) => one?.samples.length);
-    body.replaceChildren(h("table", { class: "st-table" }, h("thead", {}, h("tr", {}, ["Run", "State", "Loss", "Held out", "Last samples"].map((text) => h("th", {}, text)))), h("tbody", {}, rows)));
+    const row = (record, one) => h("tr", {}, h("td", {}, button(own(sweep, record), { kind: "small quiet", title: "Open this run", act: () => { close(); say("open-run", record.id); } })), h("td", {}, isActive(record) && record.state === "running" ? `${record.step} / ${record.total}` : badge(record.state, { finished: "good", failed: "bad" }[record.state] ?? "")), cell(one, "loss"), cell(one, "held"), h("td", {}, h("div", { class: "st-compare-frames" }, frames(record, one))));
+    sheet.hidden = ![...found.values()].some((one) => one.samples.length);
+    body.replaceChildren(h("table", { class: "st-table" }, h("thead", {}, h("tr", {}, ["Run", "State", "Loss", "Held out", "Last samples"].map((text) => h("th", {}, text)))), h("tbody", {}, records.map((record) => row(record, found.get(record.id))))));
+  };
+  // A run that the page does not hold, as one just made or an old one, is asked for; one that was removed is left out.
+  const record = async (id) => {
+    const held = job(id);
+    if (held?.config || gone.has(id)) return held; // a line of the queue has no settings
+    try {
+      return await api.get(`/jobs/${api.id(id)}`);
+    } catch (error) {
+      if (error.status === 404) gone.add(id);
+      return error.status === 404 ? null : (held ?? records.find((one) => one.id === id));
+    }
   };
   const read = async () => {
     if (!body.isConnected) return;
-    const records = sweep.jobs.map(job).filter(Boolean);
-    found = await Promise.all(records.map((record) => look(record.id).catch(() => null)));
-    fill();
-    if (records.length < sweep.jobs.length || records.some(isActive)) setTimeout(read, 2000); // runs that were just made come to the page a moment later
+    try {
+      records = (await Promise.all(sweep.jobs.map(record))).filter(Boolean);
+      fill();
+      await Promise.all(records.map(async ({ id }) => found.set(id, await look(id).catch(() => found.get(id) ?? NOTHING))));
+      fill();
+    } finally {
+      if (records.length < sweep.jobs.length - gone.size || records.some(isActive)) setTimeout(read, AGAIN);
+    }
   };
   fill();
   await read();
