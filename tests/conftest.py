@@ -14,7 +14,7 @@ for name in [name for name in os.environ if name.startswith("STUDIO_")]:
     del os.environ[name]  # settings of the person who runs the tests are no part of them
 os.environ["STUDIO_OFFLINE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-LEAVING_SECONDS = 10.0  # for what was asked to end with the last test
+LEAVING_SECONDS = 60.0  # for what was asked to end with the last test
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ from studio import container
 from studio.errors import FormatError
 from studio.lora import formats
 
-SECONDS, BYTES = 2.0, 500 * 2**20
+SECONDS, BYTES = 30.0, 500 * 2**20
 EXTREMES = [0, 1, -1, 2, 3, 7, 255, 2**31, 2**32, 2**53, 2**62, 2**63, 2**64, 10**30, 1.5, True, None, "2", [], {}]
 SUFFIXES = [
     "lora_down.weight",

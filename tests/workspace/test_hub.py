@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 from studio.workspace.hub import Hub
@@ -31,11 +30,9 @@ def test_waiting_ends_with_the_first_message_from_another_thread() -> None:
 
     async def watch() -> list[dict[str, object]]:
         threading.Timer(0.1, lambda: hub.publish("j", event={})).start()
-        return await hub.wait(0, timeout=5)
+        return await hub.wait(0, timeout=60)  # nothing is returned should it take so long
 
     # A thread of its own: a browser test in the same process leaves an event loop running in this one.
     with ThreadPoolExecutor(1) as own:
-        began = time.monotonic()
         assert [m["seq"] for m in own.submit(asyncio.run, watch()).result()] == [1]
-        assert time.monotonic() - began < 2
         assert own.submit(asyncio.run, hub.wait(1, timeout=0.05)).result() == []
