@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.forked import Forks, forkserver
 from tests.postgres import Server, server
 
 for name in [name for name in os.environ if name.startswith("STUDIO_")]:
@@ -50,6 +51,14 @@ def _frozen() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     yield
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Processes of the studio that start at once; none is left after the tests."""
+    found = forkserver()
+    yield found
+    found.end()
 
 
 @pytest.fixture(scope="session")

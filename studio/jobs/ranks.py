@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING
 
 from studio.errors import RunError
@@ -69,21 +69,8 @@ class _Ranks:
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": port}
         near = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
         threads = str(max(1, (os.cpu_count() or 1) // processes))
-        return subprocess.Popen(
-            [sys.executable, "-m", "studio.jobs.rank", str(self._work.layout.root), self._work.folder.id, device],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env={
-                "OMP_NUM_THREADS": threads,
-                **os.environ,
-                **near,
-                **self._cards,
-                "MASTER_ADDR": "127.0.0.1",
-                **{key: str(value) for key, value in numbers.items()},
-            },
-        )
+        environ = {"OMP_NUM_THREADS": threads, **os.environ, **near, **self._cards, "MASTER_ADDR": "127.0.0.1"}
+        return started([str(self._work.layout.root), self._work.folder.id, device], environ | {key: str(value) for key, value in numbers.items()})
 
     def _read(self, rank: int, stream: IO[str]) -> None:
         for line in stream:
@@ -160,6 +147,12 @@ class _Ranks:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def started(arguments: Sequence[str], environ: Mapping[str, str]) -> "subprocess.Popen[str]":
+    """A process of the training that listens to its standard input and speaks through its standard output."""
+    command = [sys.executable, "-m", "studio.jobs.rank", *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=dict(environ))
 
 
 def _free_port() -> int:

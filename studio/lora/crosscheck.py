@@ -3,7 +3,8 @@
 The weights of the models are one zero seen in many places, so a 12 B transformer costs no memory; only the LoRA is real.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,10 +58,17 @@ def _models(adapter: Adapter) -> dict[str, Any] | None:
     folders = [parts.CONFIGS / adapter.family, *(base.path for base in sources.builtin() if base.family == adapter.family)]
     for folder in folders:
         denoiser = FAMILIES[adapter.family].facts.denoiser
-        found = {part: _model(folder / part, encoder=part != denoiser) for part in sorted(wanted) if (folder / part / "config.json").is_file()}
-        if set(found) == wanted and _fits(found, adapter):
-            return found
+        encoders = {folder / part: part != denoiser for part in sorted(wanted) if (folder / part / "config.json").is_file()}
+        if len(encoders) == len(wanted) and _fits([shapes(path, encoder) for path, encoder in encoders.items()], adapter):
+            return {path.name: _model(path, encoder) for path, encoder in encoders.items()}
     return None
+
+
+@functools.cache
+def shapes(folder: Path, encoder: bool) -> Mapping[str, tuple[int, ...]]:
+    """Canonical path of every parameter -> its shape. Kept, since building a full-size model only to see that it does not fit takes half a second."""
+    model = _model(folder, encoder)
+    return {f"{folder.name}.{_named(name, model)}": tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _model(folder: Path, encoder: bool) -> "nn.Module":
@@ -85,9 +93,9 @@ def _model(folder: Path, encoder: bool) -> "nn.Module":
     return model
 
 
-def _fits(models: "dict[str, nn.Module]", adapter: Adapter) -> bool:
-    shapes = {f"{part}.{_named(name, model)}": tuple(p.shape) for part, model in models.items() for name, p in model.named_parameters()}
-    return all(shapes.get(f"{path}.weight") == tuple(layer.shape) for path, layer in adapter.layers.items())
+def _fits(parts_shapes: list[Mapping[str, tuple[int, ...]]], adapter: Adapter) -> bool:
+    known = {path: shape for part in parts_shapes for path, shape in part.items()}
+    return all(known.get(f"{path}.weight") == tuple(layer.shape) for path, layer in adapter.layers.items())
 
 
 def _named(name: str, model: "nn.Module") -> str:

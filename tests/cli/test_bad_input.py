@@ -19,7 +19,9 @@ def untouched(studio: CommandLine) -> bool:
     return left == []
 
 
-def test_an_empty_folder(studio: CommandLine, tmp_path: Path) -> None:
+def test_an_empty_folder(tmp_path: Path) -> None:
+    """By a process that begins from nothing: what the libraries say while they are loaded would be a second line."""
+    studio = CommandLine(tmp_path / "data")
     (tmp_path / "set").mkdir()
     refused(studio("train", "--images", tmp_path / "set", "--json"), "there is no picture in it")
     assert untouched(studio)
@@ -37,16 +39,16 @@ def test_a_fake_picture(studio: CommandLine, tmp_path: Path) -> None:
     assert untouched(studio)
 
 
-def test_a_truncated_picture(studio: CommandLine, pictures: Path, tmp_path: Path) -> None:
+def test_a_truncated_picture(hosted: CommandLine, pictures: Path, tmp_path: Path) -> None:
     """Its header is whole, so only decoding shows it: the run ends before its first step and leaves no LoRA."""
     (tmp_path / "set").mkdir()
     whole = (pictures / "sun-0.png").read_bytes()
     (tmp_path / "set" / "half.png").write_bytes(whole[: len(whole) // 2])
-    said = studio("train", "--images", tmp_path / "set", "--output", tmp_path / "x.safetensors", "--json")
+    said = hosted("train", "--images", tmp_path / "set", "--output", tmp_path / "x.safetensors", "--json")
     assert said.code == 2, said.err
     assert said.lines[-1]["kind"] == "failed" and "half.png" in said.lines[-1]["message"]
     assert not [line for line in said.lines if line["kind"] in ("step", "checkpoint", "exported")]
-    assert not (tmp_path / "x.safetensors").exists() and not list((studio.data / "adapters").iterdir())
+    assert not (tmp_path / "x.safetensors").exists() and not list((hosted.data / "adapters").iterdir())
 
 
 def test_an_unknown_base(studio: CommandLine, pictures: Path) -> None:

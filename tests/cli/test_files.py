@@ -41,11 +41,11 @@ def test_editing_says_what_the_file_says_then(studio: CommandLine, lora: Path) -
     assert refused.code == 2 and "follows from the tensors" in refused.err
 
 
-def test_an_export_reports_its_proof(studio: CommandLine, lora: Path, tmp_path: Path) -> None:
-    said = studio("export", lora, "--output", tmp_path / "out.safetensors", "--report", "--side-files")
+def test_an_export_reports_its_proof(hosted: CommandLine, lora: Path, tmp_path: Path) -> None:
+    said = hosted("export", lora, "--output", tmp_path / "out.safetensors", "--report", "--side-files")
     assert said.code == 0, said.err
     assert "read by diffusers" in said.out and "3 layers" in said.out
     assert "SDXL" in next(line for line in said.out.splitlines() if line.startswith("A1111"))
     assert (tmp_path / "out.json").is_file() and (tmp_path / "out.civitai.md").is_file()
-    report = studio("export", lora, "--output", tmp_path / "out.safetensors", "--report", "--json").lines[-1]
+    report = hosted("export", lora, "--output", tmp_path / "out.safetensors", "--report", "--json").lines[-1]
     assert report["kind"] == "report" and report["passed"] and len(report["clients"]) == 9

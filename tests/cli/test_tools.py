@@ -9,22 +9,22 @@ from tests.cli.conftest import CommandLine
 from tests.jobs.test_tools import MODULE, lora
 
 
-def test_files_are_merged_baked_and_extracted_by_command(studio: CommandLine, tmp_path: Path) -> None:
+def test_files_are_merged_baked_and_extracted_by_command(hosted: CommandLine, tmp_path: Path) -> None:
     lora(tmp_path / "a.safetensors", 1), lora(tmp_path / "b.safetensors", 2)
-    said = studio("merge", "a.safetensors=0.8", "b.safetensors=-0.5", "--output", "m.safetensors", "--dtype", "fp32", "--json", cwd=tmp_path)
+    said = hosted("merge", "a.safetensors=0.8", "b.safetensors=-0.5", "--output", "m.safetensors", "--dtype", "fp32", "--json", cwd=tmp_path)
     assert said.code == 0, said.err
     assert [line["kind"] for line in said.lines if line["kind"] != "loading"] == ["submitted", "exported", "finished"]
     assert said.lines[-1]["result"]["ranks"] == [8, 8] and said.lines[-1]["result"]["residual"] == 0
     a, b, merged = (formats.read(tmp_path / f"{name}.safetensors").layers[MODULE].delta() for name in "abm")  # type: ignore[call-arg]
     assert float((merged - 0.8 * a + 0.5 * b).norm() / merged.norm()) < 1e-5
 
-    said = studio("bake", "--base", "demo-sdxl", "--lora", "m.safetensors", "--output", "c.safetensors", "--dtype", "fp32", cwd=tmp_path)
+    said = hosted("bake", "--base", "demo-sdxl", "--lora", "m.safetensors", "--output", "c.safetensors", "--dtype", "fp32", cwd=tmp_path)
     assert said.code == 0 and f"wrote {tmp_path / 'c.safetensors'}" in said.err, said.err
-    said = studio("extract", "c.safetensors", "--base", "demo-sdxl", "--rank", "8", "--name", "back", cwd=tmp_path)
+    said = hosted("extract", "c.safetensors", "--base", "demo-sdxl", "--rank", "8", "--name", "back", cwd=tmp_path)
     assert said.code == 0 and "1 layer of rank 8; " in said.err, said.err
-    said = studio("resize", "back", "--energy", "0.5", "--output", "r.safetensors", cwd=tmp_path)
+    said = hosted("resize", "back", "--energy", "0.5", "--output", "r.safetensors", cwd=tmp_path)
     assert said.code == 0 and formats.read(tmp_path / "r.safetensors").layers[MODULE].rank < 8, said.err
-    assert [line["name"] for line in studio("library", "list", "--json").lines] == ["back"], "a named file stays where it was asked for"
+    assert [line["name"] for line in hosted("library", "list", "--json").lines] == ["back"], "a named file stays where it was asked for"
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_bad_input_is_one_line(studio: CommandLine, tmp_path: Path, words: list[
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_a_stack_is_checked_by_command(studio: CommandLine, tmp_path: Path) -> None:
+def test_a_stack_is_checked_by_command(hosted: CommandLine, tmp_path: Path) -> None:
     lora(tmp_path / "a.safetensors", 1), lora(tmp_path / "b.safetensors", 2)
-    said = studio("stack", "check", "a.safetensors", "b.safetensors=0.5", "--base", "demo-sdxl", cwd=tmp_path)
+    said = hosted("stack", "check", "a.safetensors", "b.safetensors=0.5", "--base", "demo-sdxl", cwd=tmp_path)
     assert said.code == 0 and said.out.startswith(("fine", "watch")) and "a: 1 of 1 layers fit" in said.out and "a x b: overlap" in said.out
-    said = studio("stack", "check", "a.safetensors", "a.safetensors", "--json", cwd=tmp_path)
+    said = hosted("stack", "check", "a.safetensors", "a.safetensors", "--json", cwd=tmp_path)
     assert said.lines[-1]["result"]["verdict"] == "clash"

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import ROOT, CommandLine
+from tests.cli.conftest import ROOT, CommandLine, hosting
+from tests.forked import Forks
 
 SMALL = ["--steps", "2", "--batch-size", "1", "--rank", "4", "--resolution", "64", "--seed", "7"]
 
@@ -21,18 +23,19 @@ def base(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(base: str, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[CommandLine, Path]:
-    """A studio with a run of two steps, and the file it wrote."""
+def trained(base: str, pictures: Path, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[tuple[CommandLine, Path]]:
+    """Commands on a data folder with a run of two steps, and the file it wrote: by a process that begins from nothing and has no studio beside it."""
     folder = tmp_path_factory.mktemp("whole-way")
-    studio, output = CommandLine(folder / "data"), folder / "sun.safetensors"
-    said = studio("train", "--base", base, "--images", pictures, "--name", "sun", "--output", output, "--trigger", "sunny", *SMALL, "--json")
+    alone, output = CommandLine(folder / "data"), folder / "sun.safetensors"
+    said = alone("train", "--base", base, "--images", pictures, "--name", "sun", "--output", output, "--trigger", "sunny", *SMALL, "--json")
     assert said.code == 0, said.err
     lines = said.lines
     assert lines[0]["kind"] == "submitted" and lines[-1]["kind"] == "finished"
     assert [line["step"] for line in lines if line["kind"] == "step"] == [1, 2]
     assert [line["path"] for line in lines if line["kind"] == "exported"] == [str(output)]
     assert next(line for line in lines if line["kind"] == "started")["settings"]["seed"] == 7
-    return studio, output
+    with hosting(alone.data, forks):
+        yield CommandLine(alone.data, forks), output
 
 
 def test_the_file_says_what_it_is(base: str, trained: tuple[CommandLine, Path]) -> None:

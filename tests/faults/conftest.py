@@ -1,11 +1,9 @@
 """A studio whose workers are forked from a warm process, so that one can be killed every second."""
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +17,10 @@ from studio.jobs.processes import WorkerFolder, end
 from studio.jobs.queue import Dispatcher
 from studio.workspace import Workspace
 from tests.faults import invariants
+from tests.forked import Forks, Worker
 from tests.jobs.conftest import SHORT, draw_pictures
 
 RUN = {**SHORT, "batch_size": 2, "steps": 6, "save_every": 2, "flip": True, "gradient_accumulation": 2}
-
-
-@dataclass
-class Forked:
-    """A worker process, as the dispatcher holds one."""
-
-    process: BaseProcess
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid or 0
-
-    def poll(self) -> int | None:
-        self.process.join(0)
-        return self.process.exitcode
 
 
 @dataclass
@@ -44,9 +28,9 @@ class Ground:
     """One data folder under test, its studio and dispatcher, and where the next worker dies."""
 
     data: Path
-    forks: Any
+    forks: Forks
     kill_at: str = ""
-    workers: list[Forked] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
 
     def open(self) -> None:
         """A studio as after a restart of everything that keeps books."""
@@ -64,13 +48,8 @@ class Ground:
         self.close()
         self.open()
 
-    def start_worker(self, home: WorkerFolder, data: Path) -> Forked:
-        from tests.faults import warm
-
-        home.create().stop.unlink(missing_ok=True)
-        process = self.forks.Process(target=warm.work, args=(str(data), home.device, self.kill_at))
-        process.start()
-        self.workers.append(Forked(process))
+    def start_worker(self, home: WorkerFolder, data: Path) -> Worker:
+        self.workers.append(self.forks.worker(home, data, self.kill_at))
         return self.workers[-1]
 
     def train(self, **values: object) -> str:
@@ -134,15 +113,8 @@ class Ground:
             end(state.pid, state.started, seconds=1.0)
 
 
-@pytest.fixture(scope="package")
-def forks() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.warm"])
-    return context
-
-
 @pytest.fixture
-def ground(tmp_path_factory: pytest.TempPathFactory, forks: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
+def ground(tmp_path_factory: pytest.TempPathFactory, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
     root = tmp_path_factory.mktemp("ground")
     monkeypatch.setenv("STUDIO_WORKER_IDLE", "60")
     found = Ground(root / "data", forks)
@@ -155,7 +127,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory, forks: Any, monkeypatch: py
 
 
 @pytest.fixture(scope="package")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, forks: Any) -> dict[str, bytes]:
+def unbroken(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> dict[str, bytes]:
     """What the run of these tests leaves behind when nothing happens to it."""
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("unbroken")

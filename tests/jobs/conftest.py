@@ -1,4 +1,4 @@
-"""A studio on a folder of its own, with a real worker process, shared by the tests of this folder because a worker takes seconds to start."""
+"""A studio on a folder of its own with a worker process, both shared by the tests of this folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from studio.jobs.processes import WorkerFolder, end
 from studio.workspace import Workspace
+from tests.forked import Forks
 
-SHORT = {"base": "demo-sdxl", "images": "Circles", "resolution": 64, "batch_size": 1, "rank": 2, "seed": 5}
+# Few layers: attaching, saving and proving all of them costs more than the steps
+SHORT = {"base": "demo-sdxl", "images": "Circles", "resolution": 64, "batch_size": 1, "rank": 2, "target_pattern": "mid_block.*attn2", "seed": 5}
 
 
 def draw_pictures(folder: Path, n: int = 2) -> Path:
@@ -23,25 +24,23 @@ def draw_pictures(folder: Path, n: int = 2) -> Path:
 
 
 @pytest.fixture(scope="package")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def data(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Path]:
     """A data folder with an image set; its workers are ended afterwards."""
     root = tmp_path_factory.mktemp("studio")
     with Workspace.open(root / "data") as studio:
         studio.sets.import_folder("Circles", draw_pictures(root / "circles"), trigger="zqx")
-    yield root / "data"
-    state = WorkerFolder(root / "data" / "workers", "cpu").state()
-    if state is not None:
-        end(state.pid, state.started)
+    with forks.as_workers():
+        yield root / "data"
 
 
 @pytest.fixture
-def studio(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
+def studio(data: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     monkeypatch.setenv("STUDIO_DEVICE", "cpu")
     workspace = Workspace.open(data)
     yield workspace
     for job in workspace.jobs.queue():
         workspace.jobs.cancel(job.id)
-    # Not close(): the idle worker, seconds of start-up, is left to the next test
+    # Not close(): the idle worker is left to the next test
     workspace._loop._stop = True
     workspace._loop.wake()
     if workspace._loop._thread is not None:

@@ -4,10 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-import psutil
 import pytest
 import torch
 
@@ -21,6 +19,7 @@ from studio.jobs.folder import FolderRequests, JobFolder, Manifest
 from studio.jobs.handlers import Warm, Work, base_values, stepping
 from studio.library.layout import Layout
 from studio.training import checkpoint
+from tests.forked import Forked, Forks
 from tests.jobs.conftest import draw_pictures
 
 TOLERANCE = 1e-5  # fp32: only the order of sums differs
@@ -33,8 +32,28 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return Layout(root / "data").create()
 
 
+@pytest.fixture
+def processes(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Forked]]:
+    """Those of a test, in their order; test_reservation.py trains with ones that begin from nothing."""
+    found: list[Forked] = []
+
+    def started(arguments: Sequence[str], environ: Mapping[str, str]) -> Forked:
+        found.append(forks.rank(arguments, environ))
+        return found[-1]
+
+    monkeypatch.setattr(ranks, "started", started)
+    yield found
+    for process in found:
+        process.kill()
+
+
+def living(processes: list[Forked]) -> list[Forked]:
+    return [process for process in processes if process.poll() is None]
+
+
 def work(layout: Layout, id: str, **changes: object) -> Work:
-    values = {"base": "demo-sdxl", "images": "circles", "resolution": 64, "batch_size": 2, "rank": 2, "seed": 5, "steps": 4, **changes}
+    values = {"base": "demo-sdxl", "images": "circles", "resolution": 64, "batch_size": 2, "rank": 2, "seed": 5, "steps": 4}
+    values |= {"target_pattern": "mid_block.*attn", **changes}
     config = build(TrainConfig, values)
     paths = {"images": str(layout.root.parent / "circles")}
     base = base_values(sources.find("demo-sdxl"))
@@ -47,7 +66,7 @@ def steps(events: list[Event]) -> list[Step]:
     return [event for event in events if isinstance(event, Step)]
 
 
-def test_two_processes_train_as_one_does_with_uneven_batches(layout: Layout) -> None:
+def test_two_processes_train_as_one_does_with_uneven_batches(layout: Layout, processes: list[Forked]) -> None:
     assert len(read_set(layout.root.parent / "circles").pictures) == 3, "batches of two and one: the second process has no share of the last"
     alone, together = work(layout, "alone", gradient_accumulation=1), work(layout, "together", processes=2)
     one, two = list(stepping(alone)), list(ranks.trained(together, 2))
@@ -63,7 +82,7 @@ def test_two_processes_train_as_one_does_with_uneven_batches(layout: Layout) -> 
     assert len(list((together.folder.path / "checkpoints").iterdir())) == 1, "one process writes"
 
 
-def test_early_stopping_ends_all_processes_at_the_same_step(layout: Layout) -> None:
+def test_early_stopping_ends_all_processes_at_the_same_step(layout: Layout, processes: list[Forked]) -> None:
     """The first process looks at the held-out pictures; the others hear of the end at the same step, or would wait for ever."""
     held = {"validation_fraction": 0.4, "validation_every": 1, "early_stop": 1, "learning_rate": 0.3, "steps": 60}
     events = list(ranks.trained(work(layout, "patient", processes=2, **held), 2))
@@ -73,40 +92,31 @@ def test_early_stopping_ends_all_processes_at_the_same_step(layout: Layout) -> N
     assert events[-1].result["checkpoint"] == f"checkpoints/{checkpoint.name_of(events[-1].result['best_step'])}"
 
 
-def children() -> list[psutil.Process]:
-    """Those that live; a process of another test may have ended and not been looked at yet."""
-    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in living if "studio.jobs.rank" in child.cmdline()]
-
-
 def until_checkpoint(events: Iterator[Event]) -> None:
     assert any(isinstance(event, Checkpoint) for event in events)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_a_dead_process_ends_the_training_in_one_sentence_and_keeps_the_checkpoint(layout: Layout) -> None:
+def test_a_dead_process_ends_the_training_in_one_sentence_and_keeps_the_checkpoint(layout: Layout, processes: list[Forked]) -> None:
     job = work(layout, "bereaved", processes=2, steps=5000, save_every=2)
     events = ranks.trained(job, 2)
     until_checkpoint(events)
-    second = children()[1]
-    second.send_signal(signal.SIGKILL)
+    os.kill(processes[1].pid, signal.SIGKILL)
     with pytest.raises(RunError, match="process 2 of 2 was killed by the system"):
         list(events)
-    assert not children()
+    assert len(processes) == 2 and not living(processes)
     kept = checkpoint.latest(job.folder.path / "checkpoints")
     assert kept is not None and kept.step >= 2
 
 
 @pytest.mark.parametrize(("wish", "last"), [("finish", "finished"), pytest.param("cancel", "cancelled", marks=pytest.mark.long)])
-def test_a_wish_reaches_all_processes(layout: Layout, wish: str, last: str) -> None:
+def test_a_wish_reaches_all_processes(layout: Layout, processes: list[Forked], wish: str, last: str) -> None:
     job = work(layout, wish, processes=2, steps=5000, save_every=1)
     events = ranks.trained(job, 2)
     until_checkpoint(events)
-    running = children()
     job.folder.request(wish)  # type: ignore[arg-type]
     assert list(events)[-1].kind == last
-    time.sleep(0.1)
-    assert [process for process in running if process.is_running()] == [], "none is left"
+    assert len(processes) == 2 and not living(processes), "none is left"
 
 
 def test_every_process_has_a_card_that_was_set_aside_and_no_other() -> None:

@@ -11,9 +11,9 @@ from studio.events import Finished
 from studio.jobs import queue as queues
 from studio.jobs.devices import Device, listed
 from studio.jobs.folder import JobFolder
-from studio.jobs.processes import WorkerFolder, end
 from studio.jobs.queue import Dispatcher
 from studio.workspace import Workspace
+from tests.forked import Forks
 from tests.jobs.conftest import SHORT, draw_pictures
 from tests.jobs.test_queue import Pretend
 
@@ -108,15 +108,12 @@ def test_another_node_may_have_the_cards_that_this_one_lacks(studio: Workspace) 
     large._lock.release()
 
 
-def test_two_processes_train_through_the_queue_on_the_devices_of_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_train_through_the_queue_on_the_devices_of_the_row(tmp_path: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They begin from nothing, unlike those of test_ranks.py; the worker, which starts them, is forked."""
     monkeypatch.setenv("STUDIO_DEVICE", "cpu:0,cpu:1")
-    with Workspace.open(tmp_path / "data") as studio:
+    with forks.as_workers(), Workspace.open(tmp_path / "data") as studio:
         studio.sets.import_folder("Circles", draw_pictures(tmp_path / "circles"))
         id = studio.jobs.train(build(TrainConfig, {**SHORT, "batch_size": 2, "steps": 2, "processes": 2, "name": "pair"})).id
         assert list(studio.jobs.follow(id))[-1].kind == "finished", studio.jobs.show(id).message
         claim = JobFolder(studio.layout.jobs / id).claim()
         assert claim is not None and studio.jobs.show(id).device == claim.device == "cpu:0,cpu:1" and claim.pid != os.getpid()
-    for name in ("cpu:0", "cpu:1"):
-        state = WorkerFolder(tmp_path / "data" / "workers", name).state()
-        if state is not None:
-            end(state.pid, state.started)

@@ -17,7 +17,7 @@ def submit(studio: Workspace, **values: object) -> str:
 
 
 def test_waiting_jobs_share_a_pass_and_end_apart(studio: Workspace) -> None:
-    ids = [submit(studio, prompt=f"a circle {i}", seed=i, steps=150) for i in range(3)]  # none is done before it is cancelled
+    ids = [submit(studio, prompt=f"a circle {i}", seed=i, steps=80) for i in range(3)]  # none is done before it is cancelled
     other = submit(studio, prompt="a circle", seed=1, steps=2)
     studio.start()
     until_step(studio, ids[0], 2)
