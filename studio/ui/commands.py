@@ -28,16 +28,21 @@ def act_of(kind: type[Settings]) -> str:
 
 
 def connect(workspace: Workspace, form: Form, commands: Mapping[str, Command]) -> None:
-    """Give a form its bridge: `commands` plus `fill` and `restore`, the base's habits as placeholders, and values kept in the browser."""
+    """Give a form its bridge: `commands` plus `fill` and `restore`, the base's habits as placeholders, and values kept in the browser.
+
+    A script asks in two steps: the page gathers what the widgets hold, and sends it along with the command. Were the widgets inputs or
+    places of progress of the command itself, Gradio would copy all that every one of them is made of, twice a call.
+    """
     act = act_of(form.kind)
     place = bridge(act)
     widgets = list(form.widgets.values())
     known = {**commands, "fill": _fill(form), "restore": _restore(workspace, form), "reset": _reset(workspace, form)}
 
-    def command(given: dict[Any, Any], evt: gr.EventData) -> dict[Any, Any]:
+    def command(evt: gr.EventData) -> dict[Any, Any]:
         number = str(evt.number)
         try:
-            result, updates = known[evt.command](form.values({w: given[w] for w in widgets}), evt.payload or {})
+            settings = form.values({widget: evt.settings.get(name) for name, widget in form.widgets.items()})
+            result, updates = known[evt.command](settings, evt.payload or {})
             return {place: {"number": number, "result": public(result)}, **updates}
         except StudioError as error:
             return {place: {"number": number, "error": without_paths(str(error))}}
@@ -45,16 +50,21 @@ def connect(workspace: Workspace, form: Form, commands: Mapping[str, Command]) -
             log.exception("command %s of the %s form failed", evt.command, act)
             return {place: {"number": number, "error": "something unexpected went wrong; the studio's terminal says what"}}
 
-    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    place.command(command, inputs=set(widgets), outputs=[place, *widgets], trigger_mode="multiple", **options)
+    options: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": place, "api_visibility": "private", "queue": False}
+    place.command(command, inputs=None, outputs=[place, *widgets], trigger_mode="multiple", **options)
 
     def base_changed(base: str) -> dict[Any, Any]:
         habits, updates = habits_of(workspace, form, base)
         return {place: {"say": "base-chosen", "detail": {"form": act, "base": base, "habits": habits}}, **updates}
 
     form.widgets["base"].change(base_changed, inputs=[form.widgets["base"]], outputs=[place, *widgets], **options)
-    script = f"(...values) => {{ import({json.dumps(address('js/form.js'))}).then((m) => m.keep('{act}', {json.dumps(form.names)}, values)); return []; }}"
-    gr.on([widget.change for widget in widgets], fn=None, inputs=widgets, js=script, show_progress="hidden")
+    place.gather(None, inputs=widgets, js=_to_script("gathered", act, form.names), show_progress="hidden")
+    gr.on([widget.change for widget in widgets], fn=None, inputs=widgets, js=_to_script("keep", act, form.names), show_progress="hidden")
+
+
+def _to_script(name: str, act: str, names: list[str]) -> str:
+    """A function that hands what the widgets hold to one of form.js."""
+    return f"(...values) => {{ import({json.dumps(address('js/form.js'))}).then((m) => m.{name}('{act}', {json.dumps(names)}, values)); return []; }}"
 
 
 def habits_of(workspace: Workspace, form: Form, base: str) -> tuple[Values, dict[Any, Any]]:

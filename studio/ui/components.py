@@ -25,9 +25,10 @@ def splitter(name: str, label: str, *, initial: int, limits: tuple[int, int], si
 
 
 def bridge(form: str) -> gr.HTML:
-    """The hidden part through which scripts send commands to a form's Python half and hear its replies; its event is `command`."""
+    """The hidden part through which scripts send commands to a form's Python half and hear its replies; its events are `command`
+    and, before it, `gather`: what the widgets hold."""
     start = (
         f"import({json.dumps(address('js/form.js'))}).then((module) => module.mount(element, {json.dumps({'name': form})}, {{props, trigger, watch}}));"
-        " /* 'command' */"
+        " /* 'command' 'gather' */"
     )
     return gr.HTML(None, html_template="", js_on_load=start, elem_id=f"bridge-{form}", elem_classes="st-hide", apply_default_css=False)

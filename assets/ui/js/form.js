@@ -1,10 +1,12 @@
-// The road between this page and the Gradio form of a view: one call at a time goes there as a command, its reply comes back by number.
+// The road between this page and the Gradio form of a view: one call at a time goes there as a command, with what the
+// widgets hold; its reply comes back by number.
 
 import { on, remember, remembered, say, settled } from "./bus.js";
 
 const waiting = new Map();
 const bridges = new Map();
 const opened = new Map();
+const gathering = { train: [], generate: [] }; // who waits for what the widgets of a form hold
 let number = 0;
 let chain = Promise.resolve();
 
@@ -47,6 +49,18 @@ export function mount(element, { name }, { props, trigger, watch }) {
   call(name, "restore", { values: remembered(`form.${name}`, {}) }, 15000, 0).then((habits) => say("base-chosen", { form: name, ...habits })).catch((error) => console.info("form not restored", error.message));
 }
 
+function gather(form) {
+  return new Promise((resolve) => {
+    gathering[form].push(resolve);
+    bridges.get(form)("gather", {});
+  });
+}
+
+// What the widgets hold, for a command.
+export function gathered(form, names, values) {
+  gathering[form].shift()?.(Object.fromEntries(names.map((name, i) => [name, values[i]])));
+}
+
 function once(form, command, payload, patience, begun) {
   return new Promise((resolve, reject) => {
     number += 1;
@@ -61,7 +75,7 @@ function once(form, command, payload, patience, begun) {
       if (!since(form, begun).length) return end();
       setTimeout(() => { since(form, begun).forEach(putBack); end(); }, SETTLING);
     });
-    bridges.get(form)("command", { number: own, command, payload });
+    gather(form).then((settings) => bridges.get(form)("command", { number: own, command, payload, settings }));
   });
 }
 
