@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+WINDOW: ViewportSize = {"width": 1440, "height": 900}
 START_SECONDS = 120
 PATIENCE = 60_000  # milliseconds that a page may take on a machine that does much else; only a failure takes as long
 expect.set_options(timeout=PATIENCE)
@@ -97,12 +98,41 @@ class Watched:
         self.page.wait_for_selector(f"#view-{name}", state="visible")
 
 
+def opened(browser: Browser, studio: Studio, before: Callable[[Page], object] = lambda page: None, there: str = ".st-setcard") -> Watched:
+    """A page of its own: nothing is kept in the browser. before: what is done to it before it loads; there: what it shows once it has."""
+    context = browser.new_context(viewport=WINDOW, accept_downloads=True)
+    watched = Watched(context.new_page(), studio.address.removeprefix("http://"))
+    watched.page.set_default_timeout(PATIENCE)
+    before(watched.page)
+    watched.page.goto(studio.address)
+    watched.page.wait_for_selector(there)
+    return watched
+
+
 @pytest.fixture
 def watched(browser: Browser, studio: Studio) -> Iterator[Watched]:
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
-    opened = Watched(context.new_page(), studio.address.removeprefix("http://"))
-    opened.page.set_default_timeout(PATIENCE)
-    opened.page.goto(studio.address)
-    opened.page.wait_for_selector(".st-setcard")
-    yield opened
-    context.close()
+    own = opened(browser, studio)
+    yield own
+    own.page.context.close()
+
+
+@pytest.fixture(scope="module")
+def _open() -> Iterator[list[Watched]]:
+    pages: list[Watched] = []
+    yield pages
+    for one in pages:
+        one.page.context.close()
+
+
+@pytest.fixture
+def shared(request: pytest.FixtureRequest, browser: Browser, studio: Studio, _open: list[Watched]) -> Iterator[Watched]:
+    """One page for the tests of a module that do without a new one: to open it takes longer than most of them. One that fails takes its page along."""
+    if not _open:
+        _open.append(opened(browser, studio))
+    one, failed = _open[0], request.session.testsfailed
+    for heard in (one.errors, one.foreign, one.dialogs):
+        heard.clear()
+    yield one
+    if request.session.testsfailed > failed:
+        _open.remove(one)
+        one.page.context.close()

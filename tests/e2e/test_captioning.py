@@ -37,7 +37,6 @@ def test_a_model_captions_a_set_and_undo_takes_it_back(watched: Watched, studio:
     model = tiny_blip(tmp_path)
     page = watched.page
     page.set_default_timeout(120_000)
-    page.reload()
     page.click(".st-setcard:has-text('Circles to caption')")
     filled = "[...document.querySelectorAll('.st-picture textarea')].filter((one) => one.value).length"
     page.wait_for_function("document.querySelectorAll('.st-picture textarea').length === 2")

@@ -59,6 +59,16 @@ def loras(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             asked(studio, f"/adapters/{row['id']}", "DELETE")
 
 
+@pytest.fixture
+def desk(shared: Watched) -> Watched:
+    """The Generate view with the settings it comes with and no LoRA."""
+    shared.view("generate")
+    expect(shared.page.locator(".st-stackrow")).to_have_count(0)
+    shared.page.locator("#view-generate").get_by_role("button", name="Back to the defaults").click()
+    expect(field(shared.page, "steps")).to_have_value("")
+    return shared
+
+
 def field(page: Page, name: str):
     return page.locator(f"#generate-{name} :is(input, textarea)").first
 
@@ -86,9 +96,8 @@ def add(page: Page, name: str) -> None:
     page.locator(".st-tile", has_text=name).click()
 
 
-def test_rows_come_with_their_words_and_settings_and_leave_with_them(watched: Watched, loras: list[str]) -> None:
-    page = watched.page
-    watched.view("generate")
+def test_rows_come_with_their_words_and_settings_and_leave_with_them(desk: Watched, loras: list[str]) -> None:
+    page = desk.page
     prompt = page.locator("#generate-prompt textarea")
     prompt.fill("a cat")
     add(page, "inkwash")
@@ -111,7 +120,7 @@ def test_rows_come_with_their_words_and_settings_and_leave_with_them(watched: Wa
     expect(prompt).to_have_value("a cat")
     page.get_by_role("button", name="Remove sdxl_lightning_2step").click()
     expect(page.locator(".st-stackrow")).to_have_count(0)
-    assert (watched.errors, watched.foreign) == ([], [])
+    assert (desk.errors, desk.foreign) == ([], [])
 
 
 def rows_sent(page: Page) -> list[dict]:
@@ -120,10 +129,10 @@ def rows_sent(page: Page) -> list[dict]:
     return [{"name": row["name"], "weight": row["weight"], **row.get("more", {})} for row in json.loads(page.evaluate("localStorage['studio.stack']"))]
 
 
-def test_a_stack_is_judged_and_takes_the_weights_that_are_suggested(watched: Watched, loras: list[str]) -> None:
-    page = watched.page
-    watched.view("generate")
+def test_a_stack_is_judged_and_takes_the_weights_that_are_suggested(desk: Watched, loras: list[str]) -> None:
+    page = desk.page
     add(page, "inkwash")
+    page.get_by_label("Weight of inkwash as a number").fill("1")
     verdict = page.locator(".st-verdict")
     expect(verdict).to_contain_text("Fits the base", timeout=SLOW)
     add(page, "copycat")
@@ -143,12 +152,11 @@ def test_a_stack_is_judged_and_takes_the_weights_that_are_suggested(watched: Wat
     for name in ("inkwash", "copycat"):
         page.get_by_role("button", name=f"Remove {name}").click()
     expect(verdict).to_be_hidden()
-    assert (watched.errors, watched.foreign) == ([], [])
+    assert (desk.errors, desk.foreign) == ([], [])
 
 
-def test_strengths_by_part_block_and_step_are_set_by_keys_drawn_with_and_recalled(watched: Watched, studio: Studio, loras: list[str]) -> None:
-    page = watched.page
-    watched.view("generate")
+def test_strengths_by_part_block_and_step_are_set_by_keys_drawn_with_and_recalled(desk: Watched, studio: Studio, loras: list[str]) -> None:
+    page = desk.page
     page.locator("#generate-prompt textarea").fill("cat face")
     add(page, "inkwash")
     page.get_by_role("button", name="Strengths of inkwash").click()
@@ -194,20 +202,20 @@ def test_strengths_by_part_block_and_step_are_set_by_keys_drawn_with_and_recalle
     expect(page.locator(".st-stackrow-fold")).to_have_class(re.compile("is-used"))
     assert rows_sent(page) == [sent]
     page.get_by_role("button", name="Remove inkwash").click()
-    assert (watched.errors, watched.foreign) == ([], [])
+    assert (desk.errors, desk.foreign) == ([], [])
 
 
-def test_a_training_that_runs_is_drawn_with_as_it_is_and_its_steps_are_pinned(watched: Watched, studio: Studio) -> None:
-    page = watched.page
+def test_a_training_that_runs_is_drawn_with_as_it_is_and_its_steps_are_pinned(desk: Watched, studio: Studio) -> None:
+    page = desk.page
     settings = {"images": "blueprint", "name": "under-way", "steps": 100_000, "resolution": 64, "batch_size": 1, "rank": 2}
     run = asked(studio, "/jobs/train", "POST", {**settings, "base": "demo-sdxl", "sample_every": 0, "save_every": 0})["id"]
     try:
-        watched.view("train")
+        desk.view("train")
         page.evaluate(f"import(document.querySelector('use').href.baseVal.replace('icons.svg#mark', 'js/bus.js')).then((bus) => bus.say('open-run', '{run}'))")
         page.get_by_role("button", name="Pin this step").click(timeout=SLOW)
         page.locator(".st-toast", has_text="becomes a checkpoint").wait_for(timeout=SLOW)
         expect(page.locator(".st-checkpoints li")).to_have_count(1, timeout=SLOW)
-        watched.view("generate")
+        desk.view("generate")
         page.locator("#generate-prompt textarea").fill("cat face")
         field(page, "steps").fill("2")
         add(page, "under-way")
@@ -228,12 +236,11 @@ def test_a_training_that_runs_is_drawn_with_as_it_is_and_its_steps_are_pinned(wa
         page.get_by_role("button", name="Remove under-way").click()
     finally:
         asked(studio, f"/jobs/{run}/cancel", "POST")
-    assert (watched.errors, watched.foreign) == ([], [])
+    assert (desk.errors, desk.foreign) == ([], [])
 
 
-def test_a_rough_preview_shows_and_a_cancel_ends_it(watched: Watched, studio: Studio) -> None:
-    page = watched.page
-    watched.view("generate")
+def test_a_rough_preview_shows_and_a_cancel_ends_it(desk: Watched, studio: Studio) -> None:
+    page = desk.page
     page.locator("#generate-prompt textarea").fill("cat face")
     field(page, "steps").fill("400")
     unfold(page, "advanced")
@@ -246,12 +253,11 @@ def test_a_rough_preview_shows_and_a_cancel_ends_it(watched: Watched, studio: St
     expect(page.locator(".st-drawing")).to_be_hidden(timeout=SLOW)
     expect(page.locator(".st-view-rough")).to_be_hidden()
     assert asked(studio, "/jobs?kind=generate")["items"][0]["state"] == "cancelled"
-    assert (watched.errors, watched.foreign) == ([], [])
+    assert (desk.errors, desk.foreign) == ([], [])
 
 
-def test_a_picture_is_drawn_on_inside_a_painted_mask(watched: Watched, studio: Studio) -> None:
-    page = watched.page
-    watched.view("generate")
+def test_a_picture_is_drawn_on_inside_a_painted_mask(desk: Watched, studio: Studio) -> None:
+    page = desk.page
     page.locator("#generate-prompt textarea").fill("cat face")
     field(page, "steps").fill("3")
     field(page, "seed").fill("7")
@@ -287,18 +293,17 @@ def test_a_picture_is_drawn_on_inside_a_painted_mask(watched: Watched, studio: S
     page.get_by_role("button", name="Recall all").click()
     expect(page.locator(".st-source-mask")).to_be_visible()
     page.get_by_role("button", name="Take it out").click()
-    assert (watched.errors, watched.foreign) == ([], [])
+    assert (desk.errors, desk.foreign) == ([], [])
 
 
-def test_a_dropped_picture_brings_all_back_and_names_what_is_another_one(watched: Watched, studio: Studio, loras: list[str], tmp_path: Path) -> None:
+def test_a_dropped_picture_brings_all_back_and_names_what_is_another_one(desk: Watched, studio: Studio, loras: list[str], tmp_path: Path) -> None:
     from PIL import Image
 
     from studio.config import GenerateConfig, build
     from studio.generation import files
     from studio.generation.infotext import Model, Used
 
-    page = watched.page
-    watched.view("generate")
+    page = desk.page
     values = {"prompt": "a fox, zqx ink", "seed": 99, "steps": 3, "hires_scale": 1.5, "format": "jpeg", "loras": [{"name": "inkwash", "weight": 0.4}]}
     files.save(Image.new("RGB", (64, 64)), tmp_path / "x.jpg", build(GenerateConfig, values), [Used("inkwash", 0.4, "ab" * 32)], Model("demo-sdxl"))
     script = "(bytes) => { const t = new DataTransfer(); t.items.add(new File([new Uint8Array(bytes)], 'x.jpg', {type: 'image/jpeg'})); return t; }"
@@ -313,12 +318,11 @@ def test_a_dropped_picture_brings_all_back_and_names_what_is_another_one(watched
     expect(row.locator(".st-misfit")).to_have_text("another file than the picture was drawn with")
     look(page, "recalled")
     page.get_by_role("button", name="Remove inkwash").click()
-    assert (watched.errors, watched.foreign) == ([], [])
+    assert (desk.errors, desk.foreign) == ([], [])
 
 
-def test_a_preset_is_kept_put_on_and_forgotten(watched: Watched, studio: Studio) -> None:
-    page = watched.page
-    watched.view("generate")
+def test_a_preset_is_kept_put_on_and_forgotten(desk: Watched, studio: Studio) -> None:
+    page = desk.page
     field(page, "steps").fill("5")
     page.get_by_role("button", name="Presets").click()
     page.get_by_role("button", name="Keep these settings").click()
@@ -338,12 +342,11 @@ def test_a_preset_is_kept_put_on_and_forgotten(watched: Watched, studio: Studio)
     page.get_by_role("button", name="Forget Quick").click()
     expect(page.locator(".st-preset")).to_have_count(0)
     assert asked(studio, "/presets")["items"] == []
-    assert (watched.errors, watched.foreign) == ([], [])
+    assert (desk.errors, desk.foreign) == ([], [])
 
 
-def test_a_grid_is_one_job_and_one_page_whose_cells_are_recalled(watched: Watched, studio: Studio, loras: list[str]) -> None:
-    page = watched.page
-    watched.view("generate")
+def test_a_grid_is_one_job_and_one_page_whose_cells_are_recalled(desk: Watched, studio: Studio, loras: list[str]) -> None:
+    page = desk.page
     page.locator("#generate-prompt textarea").fill("cat face")
     add(page, "inkwash")
     field(page, "steps").fill("2")
@@ -380,4 +383,4 @@ def test_a_grid_is_one_job_and_one_page_whose_cells_are_recalled(watched: Watche
         page.get_by_role("button", name="Remove this axis").first.click()
     expect(page.locator(".st-axis")).to_have_count(0)
     page.get_by_role("button", name="Remove inkwash").click()
-    assert (watched.errors, watched.foreign) == ([], [])
+    assert (desk.errors, desk.foreign) == ([], [])

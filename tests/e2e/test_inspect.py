@@ -38,6 +38,8 @@ SD1 = lora("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k
 
 
 def drop(watched: Watched, name: str, content: bytes) -> None:
+    watched.page.keyboard.press("Escape")  # what the test before let go of
+    expect(watched.page.locator("dialog")).to_have_count(0)
     watched.view("library")
     transfer = watched.page.evaluate_handle(SCRIPT, [name, base64.b64encode(content).decode()])
     watched.page.dispatch_event(".st-library", "drop", {"dataTransfer": transfer})
@@ -45,9 +47,9 @@ def drop(watched: Watched, name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [("x.safetensors", SDXL, "Stable Diffusion XL"), ("f.safetensors", FLUX, "FLUX.1")])
-def test_a_lora_is_told_with_its_bases_and_programs(watched: Watched, name: str, content: bytes, words: str, tmp_path: Path) -> None:
-    drop(watched, name, content)
-    page = watched.page
+def test_a_lora_is_told_with_its_bases_and_programs(shared: Watched, name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    drop(shared, name, content)
+    page = shared.page
     other = "demo-flux" if "XL" in words else "demo-sdxl"
     row = page.locator(f"dialog li[data-base='{other}']")
     expect(row).to_contain_text("does not fit")
@@ -60,14 +62,14 @@ def test_a_lora_is_told_with_its_bases_and_programs(watched: Watched, name: str,
         page.wait_for_selector(".st-toast:has-text('1 LoRA in the library')")
         page.click(".st-lora:has-text('x')")
         expect(page.locator(".st-drawer .st-report li[data-client=Forge]")).to_contain_text("loads")
-    assert watched.errors == [] and watched.foreign == []
+    assert shared.errors == [] and shared.foreign == []
 
 
-def test_a_lora_for_another_kind_of_model_is_named_and_not_taken(watched: Watched) -> None:
-    drop(watched, "old.safetensors", SD1)
-    expect(watched.page.locator("dialog .st-about")).to_contain_text("is a LoRA for Stable Diffusion 1")
-    expect(watched.page.locator("dialog li[data-base='demo-sdxl']")).to_contain_text("does not fit")
-    expect(watched.page.locator("dialog footer button")).to_have_attribute("aria-disabled", "true")
+def test_a_lora_for_another_kind_of_model_is_named_and_not_taken(shared: Watched) -> None:
+    drop(shared, "old.safetensors", SD1)
+    expect(shared.page.locator("dialog .st-about")).to_contain_text("is a LoRA for Stable Diffusion 1")
+    expect(shared.page.locator("dialog li[data-base='demo-sdxl']")).to_contain_text("does not fit")
+    expect(shared.page.locator("dialog footer button")).to_have_attribute("aria-disabled", "true")
 
 
 @pytest.mark.parametrize(
@@ -77,8 +79,8 @@ def test_a_lora_for_another_kind_of_model_is_named_and_not_taken(watched: Watche
         ("page.safetensors", b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "web page"),
     ],
 )
-def test_what_is_no_lora_is_named_for_what_it_is(watched: Watched, name: str, content: bytes, words: str) -> None:
-    drop(watched, name, content)
-    expect(watched.page.locator("dialog .st-refused")).to_contain_text(words)
-    expect(watched.page.locator("dialog .st-refused")).to_contain_text(name)
-    expect(watched.page.locator("dialog footer button")).to_have_attribute("aria-disabled", "true")
+def test_what_is_no_lora_is_named_for_what_it_is(shared: Watched, name: str, content: bytes, words: str) -> None:
+    drop(shared, name, content)
+    expect(shared.page.locator("dialog .st-refused")).to_contain_text(words)
+    expect(shared.page.locator("dialog .st-refused")).to_contain_text(name)
+    expect(shared.page.locator("dialog footer button")).to_have_attribute("aria-disabled", "true")

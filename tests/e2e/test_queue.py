@@ -28,8 +28,8 @@ def emptied(studio: Studio) -> None:
         time.sleep(0.5)
 
 
-def test_two_tabs_agree_on_order_and_pauses(watched: Watched, studio: Studio) -> None:
-    first, second = watched.page, watched.page.context.new_page()
+def test_two_tabs_agree_on_order_and_pauses(shared: Watched, studio: Studio) -> None:
+    first, second = shared.page, shared.page.context.new_page()
     second.goto(studio.address)
     for page in (first, second):
         page.click(".st-rail-item[data-view=queue]")
@@ -72,13 +72,14 @@ def test_two_tabs_agree_on_order_and_pauses(watched: Watched, studio: Studio) ->
         first.wait_for_function(f"{shown}.split('line-c').length === 3")
         jobs += [row["id"] for row in json.load(urllib.request.urlopen(f"{studio.address}/api/jobs", timeout=20))["items"] if row["name"] == "line-c"]
         assert len(set(jobs)) == 5
-        assert watched.errors == []
+        assert shared.errors == []
     finally:
+        second.close()
         emptied(studio)
 
 
-def test_a_job_that_was_made_while_an_older_list_was_on_its_way_stays(watched: Watched, studio: Studio) -> None:
-    page = watched.page
+def test_a_job_that_was_made_while_an_older_list_was_on_its_way_stays(shared: Watched, studio: Studio) -> None:
+    page = shared.page
     page.click(".st-rail-item[data-view=queue]")
 
     def train(name: str) -> str:
@@ -102,7 +103,7 @@ def test_a_job_that_was_made_while_an_older_list_was_on_its_way_stays(watched: W
     try:
         page.evaluate(f"import({refresh}).then((state) => state.refresh('jobs'))")
         expect(page.locator(".st-queue .is-job b", has_text="made-late")).to_be_visible()
-        assert len(made) == 2 and watched.errors == []
+        assert len(made) == 2 and shared.errors == []
     finally:
         page.unroute(re.compile(r"/api/jobs$"))
         emptied(studio)

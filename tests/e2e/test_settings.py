@@ -3,17 +3,17 @@
 import time
 import urllib.request
 
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
-from .conftest import Studio, Watched
+from .conftest import Studio, Watched, opened
 
 
 def shown(page) -> set[str]:
     return set(page.eval_on_selector_all("#train-form .st-field", "all => all.filter((e) => e.offsetParent).map((e) => e.id)"))
 
 
-def test_settings_are_found_by_their_words_wherever_they_stand(watched: Watched) -> None:
-    page = watched.page
+def test_settings_are_found_by_their_words_wherever_they_stand(shared: Watched) -> None:
+    page = shared.page
     before = shown(page)
     page.fill("#train-search input", "shuffl")
     page.wait_for_selector("#train-caption_shuffle", state="visible")
@@ -25,7 +25,7 @@ def test_settings_are_found_by_their_words_wherever_they_stand(watched: Watched)
     page.wait_for_selector(".st-search-none", state="visible")
     page.press("#train-search input", "Escape")
     assert shown(page) == before
-    assert watched.errors == []
+    assert shared.errors == []
 
 
 def test_a_recipe_fills_the_form_and_one_of_another_family_does_not(watched: Watched) -> None:
@@ -73,16 +73,14 @@ def test_what_is_written_while_the_studio_fills_the_form_stays(watched: Watched)
     assert watched.errors == []
 
 
-def test_what_is_written_before_a_set_is_chosen_stays(watched: Watched) -> None:
+def test_what_is_written_before_a_set_is_chosen_stays(browser: Browser, studio: Studio) -> None:
+    watched = opened(browser, studio, before=lambda page: slowly(page, "**/api/sets"), there="#train-name")
     page = watched.page
-    expect(page.locator("#train-name :is(input, textarea)")).to_have_value("Blueprint")
-    page.evaluate("localStorage.clear()")
-    slowly(page, "**/api/sets")
-    page.reload()
     page.locator("#train-name :is(input, textarea)").fill("my own")
     expect(page.locator("#train-trigger :is(input, textarea)")).to_have_value("blueprint style")
     expect(page.locator("#train-name :is(input, textarea)")).to_have_value("my own")
     assert watched.errors == []
+    page.context.close()
 
 
 def test_a_sweep_is_started_and_compared_and_a_run_held_against_a_recipe(watched: Watched, studio: Studio) -> None:
@@ -121,8 +119,8 @@ def test_a_sweep_is_started_and_compared_and_a_run_held_against_a_recipe(watched
     assert (watched.errors, watched.foreign) == ([], [])
 
 
-def test_a_card_is_chosen_and_the_page_says_whether_the_run_fits(watched: Watched) -> None:
-    page = watched.page
+def test_a_card_is_chosen_and_the_page_says_whether_the_run_fits(shared: Watched) -> None:
+    page = shared.page
     page.wait_for_selector("#train-fits .st-badge.is-good")
     page.select_option("#train-fits select", "8")
     page.wait_for_function("document.querySelector('#train-fits .st-fits-verdict').textContent.includes('of 8.0 GB')")
@@ -130,4 +128,4 @@ def test_a_card_is_chosen_and_the_page_says_whether_the_run_fits(watched: Watche
     assert "Frozen base" in page.inner_text("#train-fits") and "Recomputed blocks" in page.inner_text("#train-fits")
     page.select_option("#train-fits select", "")
     page.wait_for_function("!document.querySelector('#train-fits .st-fits-verdict').textContent.includes('of 8.0 GB')")
-    assert watched.errors == []
+    assert shared.errors == []
