@@ -1,5 +1,6 @@
 """A small image set and a way to run the real loop on the demo bases."""
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,10 @@ from studio.config import TrainConfig
 from studio.data.images import ImageSet, read_set
 from studio.events import Event
 from studio.families import sources
+from studio.training import validation
 from studio.training.loop import Preview, train
+
+BASES = ("demo-sdxl", "demo-flux")
 
 
 @dataclass
@@ -60,7 +64,34 @@ def studio(tmp_path_factory) -> Studio:
         ImageDraw.Draw(image).ellipse((10, 8, 40, 40), fill=(250, 240, 30 * i))
         image.save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"a yellow sun number {i}")
-    return Studio(read_set(folder), tmp_path_factory.mktemp("cache"))
+    made = Studio(read_set(folder), tmp_path_factory.mktemp("cache"))
+    for base in BASES:  # pictures are encoded and all is imported: the runs of the tests look at requests once a step and at nothing else
+        list(made.run(made.config(base, steps=1), tmp_path_factory.mktemp("first")))
+    gc.collect()
+    gc.freeze()
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain(studio, tmp_path_factory) -> Callable:
+    """Folder and events of a run to which nothing happens; each is run once."""
+    found = {}
+
+    def of(base: str = "demo-sdxl", **values) -> tuple[Path, list[Event]]:
+        config = studio.config(base, **values)
+        key = config.model_dump_json()
+        if key not in found:
+            folder = tmp_path_factory.mktemp("plain")
+            found[key] = folder, list(studio.run(config, folder))
+        return found[key]
+
+    return of
+
+
+@pytest.fixture
+def few_levels(monkeypatch) -> None:
+    """Looks at held-out pictures take two noise levels: where it is not the figures that count, nine are much work."""
+    monkeypatch.setattr(validation, "LEVELS", 2)
 
 
 @pytest.fixture

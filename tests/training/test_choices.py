@@ -21,9 +21,9 @@ from studio.training.plan import plan
 from .test_loop import told
 
 SDXL, FLUX = "demo-sdxl", "demo-flux"
-STEPS = 5
+STEPS = 3
 RATES = {"prodigy": 1.0, "lion": 2e-3, "came": 1e-3}
-RATE = 5e-3  # of the others: five steps are few
+RATE = 5e-3  # of the others: three steps are few
 # Prodigy's first estimate of the rate is made for runs of hundreds of steps.
 OPTIONS = {"prodigy": ("d0=1e-3",)}
 
@@ -84,8 +84,10 @@ def trains(studio, base, values, folder):
     first = told(studio.run(studio.config(base, **common, steps=STEPS), folder / "train"))
     trained = folder / "train" / "checkpoints" / f"step-{STEPS:06d}" / checkpoint.ADAPTER
     plain = {"optimizer": "adamw", "optimizer_options": (), "learning_rate": 1e-12}
-    again = told(studio.run(studio.config(base, **{**common, **plain}, steps=1, start_from=str(trained)), folder / "again"))
-    return first[0][1], again[0][1], checkpoint.adapter(trained.parent)
+    running = studio.run(studio.config(base, **{**common, **plain}, steps=1, start_from=str(trained)), folder / "again")
+    again = next(event for event in running if event.kind == "step")
+    running.close()
+    return first[0][1], again.loss, checkpoint.adapter(trained.parent)
 
 
 @pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.long) for case in LONG)], ids=named)

@@ -14,9 +14,7 @@ from studio.lora import attach
 from studio.training import checkpoint
 from studio.training.step import Stepper
 
-from .conftest import Asked
-
-BASES = ("demo-sdxl", "demo-flux")
+from .conftest import BASES, Asked
 
 
 def outcome(folder, step: int):
@@ -37,10 +35,9 @@ def told(events) -> list[tuple]:
     return [(e.step, e.loss, e.learning_rate, e.gradient_norm) for e in events if e.kind == "step"]
 
 
-@pytest.mark.parametrize("base", BASES)
-def test_resuming_equals_an_unbroken_run_bit_for_bit(studio, tmp_path, base):
-    """3 batches an epoch, 2 a step: the cuts at 1 and 4 are within epochs, the one at 3 at the end of one."""
-    values = {"gradient_accumulation": 2, "flip": True, "caption_dropout": 0.3, "lr_schedule": "cosine", "warmup_steps": 2, "steps": 5, "base": base}
+def test_resuming_equals_an_unbroken_run_bit_for_bit(studio, tmp_path):
+    """3 batches an epoch, 2 a step: the cuts at 1 and 4 are within epochs, the one at 3 at the end of one. test_resume has both families and all else."""
+    values = {"gradient_accumulation": 2, "flip": True, "caption_dropout": 0.3, "lr_schedule": "cosine", "warmup_steps": 2, "steps": 5}
     straight = told(studio.run(studio.config(**values), tmp_path / "straight"))
     cut, start_from = [], None
     for i, (save_at, finish_at) in enumerate([(1, 1), (3, 3), (4, 4), (5, 5)]):
@@ -54,38 +51,33 @@ def test_resuming_equals_an_unbroken_run_bit_for_bit(studio, tmp_path, base):
     assert_same(outcome(tmp_path / "straight", 5), outcome(tmp_path / "cut3", 5))
 
 
-def test_half_precision_resumes_bit_for_bit_with_fp32_weights(studio, tmp_path):
+def test_half_precision_resumes_bit_for_bit_with_fp32_weights(studio, tmp_path, plain):
     values = {"precision": "bf16", "steps": 4}
-    straight = told(studio.run(studio.config(**values, save_every=2), tmp_path / "straight"))
-    middle = str(tmp_path / "straight" / "checkpoints" / "step-000002")
-    again = told(studio.run(studio.config(**values, start_from=middle), tmp_path / "again"))
-    assert again == straight[2:]
-    assert_same(outcome(tmp_path / "straight", 4), outcome(tmp_path / "again", 4))
-    weights = outcome(tmp_path / "again", 4)[0]
+    folder, straight = plain(**values, save_every=2)
+    middle = str(folder / "checkpoints" / "step-000002")
+    again = told(studio.run(studio.config(**values, start_from=middle), tmp_path))
+    assert again == told(straight)[2:]
+    assert_same(outcome(folder, 4), outcome(tmp_path, 4))
+    weights = outcome(tmp_path, 4)[0]
     assert any(not torch.equal(w, w.bfloat16().float()) for name, w in weights.items() if name.endswith(".up"))
 
 
-def test_half_precision_follows_full_precision(studio, tmp_path):
-    losses = {}
-    for precision in ("fp32", "bf16"):
-        losses[precision] = [step[1] for step in told(studio.run(studio.config(precision=precision, steps=4), tmp_path / precision))]
+def test_half_precision_follows_full_precision(plain):
+    losses = {precision: [step[1] for step in told(plain(precision=precision, steps=4, save_every=2)[1])] for precision in ("fp32", "bf16")}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
 
 
-def test_a_finished_run_is_extended(studio, tmp_path, of_kind):
-    list(studio.run(studio.config(steps=2), tmp_path / "first"))
-    middle = str(tmp_path / "first" / "checkpoints" / "step-000002")
-    events = list(studio.run(studio.config(steps=4, start_from=middle), tmp_path / "more"))
+def test_a_finished_run_is_extended(studio, tmp_path, of_kind, plain):
+    middle = str(plain(steps=2)[0] / "checkpoints" / "step-000002")
+    events = list(studio.run(studio.config(steps=4, start_from=middle), tmp_path))
     assert [e.step for e in of_kind(events, "step")] == [3, 4]
     assert of_kind(events, "started")[0].step == 2
-    list(studio.run(studio.config(steps=4), tmp_path / "straight"))
-    assert_same(outcome(tmp_path / "straight", 4), outcome(tmp_path / "more", 4))
+    assert_same(outcome(plain(steps=4)[0], 4), outcome(tmp_path, 4))
 
 
-def test_resuming_with_other_settings_is_refused_by_name(studio, tmp_path):
-    list(studio.run(studio.config(steps=1), tmp_path))
-    start = str(tmp_path / "checkpoints" / "step-000001")
+def test_resuming_with_other_settings_is_refused_by_name(studio, tmp_path, plain):
+    start = str(plain(steps=2)[0] / "checkpoints" / "step-000002")
     with pytest.raises(SettingsError, match=r"flip False -> True; learning_rate 0\.002 -> 0\.01"):
         list(studio.run(studio.config(learning_rate=0.01, flip=True, start_from=start), tmp_path / "b"))
     with pytest.raises(SettingsError, match="the pictures or captions"):
@@ -103,7 +95,7 @@ def test_a_run_without_a_seed_records_one_and_resumes_with_it(studio, tmp_path, 
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_the_base_is_not_changed_and_the_preview_disturbs_nothing(studio, tmp_path, base):
+def test_the_base_is_not_changed_and_the_preview_disturbs_nothing(studio, tmp_path, base, plain):
     sums = []
 
     def preview(c, step, folder):
@@ -116,14 +108,15 @@ def test_the_base_is_not_changed_and_the_preview_disturbs_nothing(studio, tmp_pa
         sums.append(digest.hexdigest())
         yield Sample(step=step, path=f"samples/{step}.png", prompt="p", seed=1)
 
-    with_previews = told(studio.run(studio.config(base, sample_every=1), tmp_path / "a", preview=preview))
-    assert with_previews == told(studio.run(studio.config(base), tmp_path / "b"))
-    assert_same(outcome(tmp_path / "a", 3), outcome(tmp_path / "b", 3))
+    with_previews = told(studio.run(studio.config(base, steps=2, sample_every=1), tmp_path / "a", preview=preview))
+    folder, events = plain(base, steps=2)
+    assert with_previews == told(events)
+    assert_same(outcome(tmp_path / "a", 2), outcome(folder, 2))
     found = sources.find(base)
     fresh = families.get(found.family).load(found, ["denoiser", "vae", "text"], torch.float32, torch.device("cpu"))
     preview_of_fresh = preview(fresh, 0, tmp_path)
     next(preview_of_fresh)
-    assert len(sums) == 4 and len(set(sums)) == 1
+    assert len(sums) == 3 and len(set(sums)) == 1
 
 
 def test_a_preview_that_fails_is_a_warning(studio, tmp_path, of_kind):
@@ -138,8 +131,8 @@ def test_a_preview_that_fails_is_a_warning(studio, tmp_path, of_kind):
 
 @pytest.mark.parametrize("base", BASES)
 def test_the_loss_falls(studio, tmp_path, base):
-    losses = [step[1] for step in told(studio.run(studio.config(base, steps=40, batch_size=3, rank=16), tmp_path))]
-    assert sum(losses[-15:]) < 0.8 * sum(losses[:15])
+    losses = [step[1] for step in told(studio.run(studio.config(base, steps=16, batch_size=3, rank=16, learning_rate=5e-3), tmp_path))]
+    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
 
 
 def test_events_tell_the_run(studio, tmp_path, of_kind):
@@ -158,33 +151,28 @@ def test_epochs_become_steps(studio, tmp_path, of_kind):
     assert of_kind(events, "started")[0].settings["steps"] == 6
 
 
-def test_finish_now_keeps_what_was_learned(studio, tmp_path, of_kind):
-    events = list(studio.run(studio.config(steps=50), tmp_path / "a", Asked({1: "finish"}) if _cached(studio, tmp_path) else None))
+def test_finish_now_keeps_what_was_learned(studio, tmp_path, of_kind, plain):
+    events = list(studio.run(studio.config(steps=50), tmp_path, Asked({1: "finish"})))
     assert [e.step for e in of_kind(events, "step")] == [1, 2]
     assert events[-1].result["finished_early"] and events[-1].step == 2
-    list(studio.run(studio.config(steps=2), tmp_path / "b"))
-    assert_same(outcome(tmp_path / "a", 2), outcome(tmp_path / "b", 2))
+    assert_same(outcome(tmp_path, 2), outcome(plain(steps=2)[0], 2))
 
 
 def test_a_sample_asked_for_is_made_once(studio, tmp_path, of_kind):
     def preview(c, step, folder):
         yield Sample(step=step, path=f"samples/{step}.png", prompt="p", seed=1)
 
-    assert _cached(studio, tmp_path)
     events = list(studio.run(studio.config(steps=4), tmp_path, Asked({1: "sample"}), preview))
     assert [e.step for e in of_kind(events, "sample")] == [2]
 
 
-def test_a_checkpoint_asked_for_is_made_once_and_changes_nothing(studio, tmp_path, of_kind):
-    assert _cached(studio, tmp_path)
-    events = list(studio.run(studio.config(steps=4), tmp_path / "a", Asked({1: "keep"})))
+def test_a_checkpoint_asked_for_is_made_once_and_changes_nothing(studio, tmp_path, of_kind, plain):
+    events = list(studio.run(studio.config(steps=4), tmp_path, Asked({1: "keep"})))
     assert [e.step for e in of_kind(events, "checkpoint")] == [2, 4]
-    list(studio.run(studio.config(steps=4), tmp_path / "b"))
-    assert_same(outcome(tmp_path / "a", 4), outcome(tmp_path / "b", 4))
+    assert_same(outcome(tmp_path, 4), outcome(plain(steps=4)[0], 4))
 
 
 def test_cancel_keeps_earlier_checkpoints_and_leaves_no_debris(studio, tmp_path):
-    assert _cached(studio, tmp_path)
     with pytest.raises(Cancelled):
         list(studio.run(studio.config(steps=50, save_every=2), tmp_path / "a", Asked({2: "cancel"})))
     assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-000002"]
@@ -205,22 +193,21 @@ def test_closing_the_run_lets_go_of_the_models(studio, tmp_path):
     assert held[0].parts == {}
 
 
-def test_start_from_takes_the_weights_and_counts_anew(studio, tmp_path, of_kind):
-    list(studio.run(studio.config(steps=2), tmp_path / "first"))
-    source = tmp_path / "first" / "checkpoints" / "step-000002" / checkpoint.ADAPTER
+def test_start_from_takes_the_weights_and_counts_anew(studio, tmp_path, of_kind, plain):
+    first = plain(steps=2)[0]
+    source = first / "checkpoints" / "step-000002" / checkpoint.ADAPTER
     events = list(studio.run(studio.config(steps=1, learning_rate=1e-12, start_from=str(source)), tmp_path / "next"))
     assert [e.step for e in of_kind(events, "step")] == [1]
-    before, after = outcome(tmp_path / "first", 2)[0], outcome(tmp_path / "next", 1)[0]
+    before, after = outcome(first, 2)[0], outcome(tmp_path / "next", 1)[0]
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-10, rtol=1e-6)
 
 
 @pytest.mark.parametrize("format", ["kohya", "peft"])
-def test_start_from_reads_an_exported_file(studio, tmp_path, format):
+def test_start_from_reads_an_exported_file(studio, tmp_path, format, plain):
     from studio.lora import formats
 
-    list(studio.run(studio.config(steps=2, alpha=2.0), tmp_path / "first"))
-    trained = checkpoint.adapter(tmp_path / "first" / "checkpoints" / "step-000002")
+    trained = checkpoint.adapter(plain(steps=2, alpha=2.0)[0] / "checkpoints" / "step-000002")
     file = tmp_path / "export.safetensors"
     formats.write(trained, file, format=format, dtype="fp32", metadata={})
     list(studio.run(studio.config(steps=1, learning_rate=1e-12, rank=6, start_from=str(file)), tmp_path / "next"))
@@ -265,8 +252,8 @@ def test_a_backward_pass_that_misses_the_adapter_is_an_error(studio, tmp_path, m
         list(studio.run(studio.config(), tmp_path))
 
 
-def test_gradient_checkpointing_changes_no_result(studio, tmp_path):
-    losses = [told(studio.run(studio.config(gradient_checkpointing=on), tmp_path / str(on))) for on in (False, True)]
+def test_gradient_checkpointing_changes_no_result(plain):
+    losses = [told(plain(gradient_checkpointing=on)[1]) for on in (False, True)]
     for one, two in zip(*losses, strict=True):
         assert one[1] == pytest.approx(two[1], rel=1e-4)
 
@@ -274,9 +261,3 @@ def test_gradient_checkpointing_changes_no_result(studio, tmp_path):
 def test_a_setting_that_does_not_fit_the_base_is_refused_before_a_step(studio, tmp_path):
     with pytest.raises(SettingsError, match="min_snr_gamma"):
         list(studio.run(studio.config("demo-flux", min_snr_gamma=5), tmp_path))
-
-
-def _cached(studio, tmp_path) -> bool:
-    """Fill the shared cache, so that requests are looked at once a step and at nothing else."""
-    list(studio.run(studio.config(steps=1), tmp_path / "fill"))
-    return True

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from studio import killpoints
 from studio.data.images import read_set
 from studio.errors import RunError
-from studio.training import checkpoint
+from studio.training import checkpoint, validation
 from studio.training.step import Stepper
 
 SDXL, FLUX = "demo-sdxl", "demo-flux"
@@ -68,6 +68,14 @@ SINGLES = [(0,), (1,), (2,), (3 + MID,), (3,), (4,), (6,), (7,)]
 CI = [(SDXL, "everything", (1, 2 + MID, 6)), (FLUX, "everything", (0, 3, 4))]
 ALL = [(base, name, cuts) for base in (SDXL, FLUX) for name in FEATURES for cuts in TRIPLES if not (base == FLUX and name in SDXL_ONLY)]
 ALL += [(base, "everything", cuts) for base in (SDXL, FLUX) for cuts in SINGLES]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_levels():
+    """Two noise levels a look: that looks are the same is the claim, not what they find."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "LEVELS", 2)
+        yield
 
 
 class Killed(BaseException):
@@ -227,9 +235,9 @@ CONTROL = {"keep_checkpoints": 100, "validation_every": 3}
 
 @pytest.fixture(scope="module")
 def halfway(rich, tmp_path_factory):
-    """A run with everything on that was cut after step 3, and what became of it when nothing was lost."""
+    """A run with everything on, up to step LATER, and what it told: its checkpoint of step 3 is what is spoiled."""
     folder = tmp_path_factory.mktemp("halfway")
-    told = list(rich.run(config_of(rich, SDXL, "everything", **CONTROL), folder))
+    told = stretch_to(rich, config_of(rich, SDXL, "everything", **CONTROL), folder)
     return folder / "checkpoints", log(told, LATER)
 
 

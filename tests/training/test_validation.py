@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from studio.errors import SettingsError
-from studio.training import checkpoint, holdout
+from studio.training import checkpoint, holdout, validation
 from studio.training.run import Run
 from studio.training.validation import LEVELS, Watch, interval
 
@@ -16,6 +16,7 @@ from .conftest import Asked
 from .test_loop import BASES, assert_same, outcome, told
 
 HELD = {"validation_fraction": 0.4, "validation_every": 1}
+SCRIPT = [0.9, 0.5, 0.4, 0.45, 0.41, 0.42, 0.3]
 
 
 def held_names(events) -> set[str]:
@@ -70,19 +71,21 @@ def test_the_watch_counts_looks_since_the_best():
     assert again == watch and again.stale == 1
 
 
+@pytest.mark.usefixtures("few_levels")
 @pytest.mark.parametrize("base", BASES)
 def test_validation_changes_no_bit_of_the_training(studio, tmp_path, base):
     """The same pictures are trained on: looks at every step against one at the end, with everything on that draws."""
-    values = {"validation_fraction": 0.4, "flip": True, "caption_dropout": 0.4, "steps": 4, "base": base, "keep_best": False, "gradient_accumulation": 2}
+    values = {"validation_fraction": 0.4, "flip": True, "caption_dropout": 0.4, "steps": 3, "base": base, "keep_best": False, "gradient_accumulation": 2}
     often = list(studio.run(studio.config(**values, validation_every=1), tmp_path / "often"))
     never = list(studio.run(studio.config(**values, validation_every=1000), tmp_path / "never"))
     assert told(often) == told(never)
-    assert len([e for e in often if e.kind == "validation"]) == 5 and len([e for e in never if e.kind == "validation"]) == 2
-    one, two = outcome(tmp_path / "often", 4), outcome(tmp_path / "never", 4)
+    assert len([e for e in often if e.kind == "validation"]) == 4 and len([e for e in never if e.kind == "validation"]) == 2
+    one, two = outcome(tmp_path / "often", 3), outcome(tmp_path / "never", 3)
     for ours, theirs in zip(one[:2], two[:2], strict=True):
         assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
+@pytest.mark.usefixtures("few_levels")
 def test_what_is_held_out_is_never_trained_on(studio, tmp_path, of_kind):
     events = list(studio.run(studio.config(**HELD, steps=1), tmp_path))
     facts = of_kind(events, "started")[0].facts
@@ -103,9 +106,9 @@ def test_a_look_says_the_same_for_the_same_weights(studio, tmp_path, of_kind):
     """The figures are of the weights alone: not of the step, the batch size, or what was drawn before."""
     looks = []
     for run, values in enumerate(({"batch_size": 1}, {"batch_size": 4})):
-        events = list(studio.run(studio.config(**HELD, steps=2, learning_rate=1e-12, **values), tmp_path / str(run)))
+        events = list(studio.run(studio.config(**HELD, steps=1, learning_rate=1e-12, **values), tmp_path / str(run)))
         looks += of_kind(events, "validation")
-    assert len(looks) == 6
+    assert len(looks) == 4
     for one, two in pairwise(looks):
         assert one.loss == pytest.approx(two.loss, rel=1e-6)
         assert one.by_level == pytest.approx(two.by_level, rel=1e-4) and one.by_picture.keys() == two.by_picture.keys()
@@ -115,6 +118,7 @@ def test_a_look_says_the_same_for_the_same_weights(studio, tmp_path, of_kind):
     assert sum(first.by_picture.values()) / 2 == pytest.approx(first.loss, rel=1e-4)
 
 
+@pytest.mark.usefixtures("few_levels")
 def test_the_average_is_what_is_looked_at(studio, tmp_path, of_kind):
     """The last look of a run with an average sees what its checkpoint's adapter does, which is not what the run trains."""
     averaged = of_kind(studio.run(studio.config(**HELD, steps=2, ema_decay=0.99, learning_rate=0.01), tmp_path / "ema"), "validation")
@@ -146,6 +150,7 @@ def _scaled(measured, loss):
     return replace(measured, losses=torch.full_like(measured.losses, loss))
 
 
+@pytest.mark.usefixtures("few_levels")
 def test_a_run_stops_early_at_a_checkpoint_and_gives_the_best(studio, tmp_path, of_kind, monkeypatch):
     losses(monkeypatch, [0.9, 0.5, 0.4, 0.45, 0.41, 0.3])
     events = list(studio.run(studio.config(**HELD, steps=9, early_stop=2), tmp_path))
@@ -160,6 +165,7 @@ def test_a_run_stops_early_at_a_checkpoint_and_gives_the_best(studio, tmp_path, 
     assert all(found[step].whole for step in (2, 4))
 
 
+@pytest.mark.usefixtures("few_levels")
 def test_the_best_is_kept_whole_however_old_it_is(studio, tmp_path, monkeypatch):
     losses(monkeypatch, [0.9, 0.1, 0.5, 0.5, 0.5, 0.5, 0.5])
     events = list(studio.run(studio.config(**HELD, steps=6, save_every=1), tmp_path))
@@ -168,6 +174,7 @@ def test_the_best_is_kept_whole_however_old_it_is(studio, tmp_path, monkeypatch)
     assert events[-1].result["checkpoint"] == "checkpoints/step-000001"
 
 
+@pytest.mark.usefixtures("few_levels")
 def test_without_keeping_the_best_the_last_is_given(studio, tmp_path, monkeypatch):
     losses(monkeypatch, [0.9, 0.1, 0.5, 0.5])
     events = list(studio.run(studio.config(**HELD, steps=3, keep_best=False), tmp_path))
@@ -175,41 +182,49 @@ def test_without_keeping_the_best_the_last_is_given(studio, tmp_path, monkeypatc
     assert not any(one.best for one in checkpoint.list(tmp_path / "checkpoints"))
 
 
+@pytest.fixture(scope="module")
+def patient(studio, tmp_path_factory):
+    """Folder and events of a run that loses patience at step 5."""
+    folder = tmp_path_factory.mktemp("patient")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "LEVELS", 2)
+        losses(patch, SCRIPT)
+        return folder, list(studio.run(studio.config(**HELD, steps=9, save_every=1, early_stop=3), folder))
+
+
+@pytest.mark.usefixtures("few_levels")
 @pytest.mark.parametrize("cut", [2, 3])
-def test_patience_and_best_are_resumed_exactly(studio, tmp_path, of_kind, monkeypatch, cut):
-    script = [0.9, 0.5, 0.4, 0.45, 0.41, 0.42, 0.3]
-    losses(monkeypatch, script)
-    straight = list(studio.run(studio.config(**HELD, steps=9, save_every=1, early_stop=3), tmp_path / "straight"))
-    first = tmp_path / "cut"
-    monkeypatch.undo()
-    losses(monkeypatch, script)
-    for event in studio.run(studio.config(**HELD, steps=9, save_every=1, early_stop=3), first):
-        if event.kind == "checkpoint" and event.step == cut:
-            break
-    monkeypatch.undo()
-    losses(monkeypatch, script[cut + 1 :])
-    start = str(first / "checkpoints" / f"step-{cut:06d}")
-    rest = list(studio.run(studio.config(**HELD, steps=9, save_every=1, early_stop=3, start_from=start), first))
+def test_patience_and_best_are_resumed_exactly(studio, tmp_path, of_kind, monkeypatch, patient, cut):
+    with monkeypatch.context() as patch:
+        losses(patch, SCRIPT)
+        for event in studio.run(studio.config(**HELD, steps=9, save_every=1, early_stop=3), tmp_path):
+            if event.kind == "checkpoint" and event.step == cut:
+                break
+    losses(monkeypatch, SCRIPT[cut + 1 :])
+    start = str(tmp_path / "checkpoints" / f"step-{cut:06d}")
+    rest = list(studio.run(studio.config(**HELD, steps=9, save_every=1, early_stop=3, start_from=start), tmp_path))
+    folder, straight = patient
     figures = [(e.step, e.best, e.stale) for e in of_kind(straight, "validation")]
     assert [(e.step, e.best, e.stale) for e in of_kind(rest, "validation")] == figures[cut + 1 :]
     assert rest[-1].result == straight[-1].result and rest[-1].step == 5
-    assert_same(outcome(tmp_path / "straight", 5), outcome(first, 5))
+    assert_same(outcome(folder, 5), outcome(tmp_path, 5))
 
 
+@pytest.mark.usefixtures("few_levels")
 def test_a_run_that_stopped_early_and_died_before_its_end_stops_at_once(studio, tmp_path, of_kind, monkeypatch):
-    losses(monkeypatch, [0.9, 0.5, 0.6])
-    first = list(studio.run(studio.config(**HELD, steps=9, early_stop=1), tmp_path))
-    start = str(tmp_path / "checkpoints" / "step-000002")
-    again = list(studio.run(studio.config(**HELD, steps=9, early_stop=1, start_from=start), tmp_path))
+    with monkeypatch.context() as patch:
+        losses(patch, [0.9, 0.5, 0.6])
+        first = list(studio.run(studio.config(**HELD, steps=9, early_stop=1), tmp_path))
+        start = str(tmp_path / "checkpoints" / "step-000002")
+        again = list(studio.run(studio.config(**HELD, steps=9, early_stop=1, start_from=start), tmp_path))
     assert told(again) == [] and again[-1].result == first[-1].result
-    monkeypatch.undo()
     losses(monkeypatch, [0.6, 0.6, 0.6])
     longer = list(studio.run(studio.config(**HELD, steps=12, early_stop=2, start_from=start), tmp_path))
     assert [step[0] for step in told(longer)] == [3, 4]  # whoever extends it gets as much patience anew
 
 
+@pytest.mark.usefixtures("few_levels")
 def test_finishing_now_still_gives_the_best(studio, tmp_path, monkeypatch):
-    list(studio.run(studio.config(**HELD, steps=1), tmp_path / "fill"))
     losses(monkeypatch, [0.9, 0.2, 0.5, 0.5])
     events = list(studio.run(studio.config(**HELD, steps=9), tmp_path / "a", Asked({1: "finish"})))
     assert events[-1].step == 2 and events[-1].result["checkpoint"] == "checkpoints/step-000001" and not events[-1].result["stopped_early"]
