@@ -43,12 +43,11 @@ def test_cancel_in_every_phase_ends_in_one_state_and_twice_is_harmless(ground: G
         extra = {"sample_every": 1, "sample_prompts": "a circle"} if name == "sample" else {}
         id = ground.train(name=name, steps=500 if long else 2, save_every=1, trigger=f"word{name}", **extra)
         ground.until(lambda id=id, told=told: any(told(event) for event in ground.folder(id).read()[0]))
-        began = time.monotonic()
         for _ in range(2):
             ground.studio.jobs.cancel(id)
         state = ground.until_ended(id)
         assert state == "cancelled" or (state == "finished" and not long), (name, state)
-        assert time.monotonic() - began < 20
+        assert ground.workers[-1].poll() is None, f"{name}: it obeyed, and was not ended for taking too long"
         assert last_words(ground, id) == [state], name
     ground.reopen()
     invariants.check(ground.studio)
@@ -82,10 +81,8 @@ def _own_claim(folder):
 def test_a_worker_told_to_end_saves_first_and_its_run_goes_on_bit_for_bit(ground: Ground, unbroken: dict[str, bytes]) -> None:
     id = ground.train(save_every=0)
     ground.until_step(id, 1)
-    began = time.monotonic()
     os.kill(ground.pid(id), signal.SIGTERM)
     state = ground.until_ended(id)
-    assert time.monotonic() - began < 30
     job = ground.studio.jobs.show(id)
     assert state == "interrupted" and "told to end at step" in job.message and "resume" in job.remedy and "checkpoint of step" in job.kept
     step = ground.folder(id).checkpoints()[-1].step

@@ -62,10 +62,8 @@ def test_a_studio_told_to_end_leaves_its_run_to_the_next_one(data: Path) -> None
     worker = WorkerFolder(data / "workers", "cpu").state()
     assert worker is not None
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
-        began = time.monotonic()
         studio.process.send_signal(number)
         code = studio.process.wait(GRACE)
-        assert time.monotonic() - began < GRACE
         assert code == (0 if number != signal.SIGKILL else -signal.SIGKILL), number
         assert alive(worker.pid, worker.started), "the run went on"
         studio = Served(data)

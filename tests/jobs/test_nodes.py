@@ -1,12 +1,12 @@
 """Several processes that hand out jobs of one queue, killed and started again: nothing is lost, and nothing runs twice."""
 
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 from starlette.testclient import TestClient
 
 from studio import api
@@ -88,35 +88,43 @@ def test_a_thousand_jobs_survive_restarts(data: Path, database_url: str, monkeyp
     assert len(by) == 4
 
 
-def p95(act: Callable[[int], object], n: int = 40) -> float:
-    """Milliseconds."""
-    taken = []
-    for i in range(n):
-        began = time.perf_counter()
-        act(i)
-        taken.append(1000 * (time.perf_counter() - began))
-    return statistics.quantiles(taken, n=20)[-1]
+def statements(studio: Workspace, act: Callable[[], object]) -> int:
+    """How many the database is given meanwhile."""
+    given: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        given.append(statement)
+
+    event.listen(studio._db.engine, "before_cursor_execute", note)
+    act()
+    event.remove(studio._db.engine, "before_cursor_execute", note)
+    return len(given)
 
 
-@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.long)])
-def test_a_long_queue_is_listed_and_reordered_at_once(data: Path, database_url: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_queue_is_listed_and_reordered_as_a_short_one_is(data: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In as many statements, however many wait."""
     monkeypatch.setenv("STUDIO_DATABASE_URL", database_url)
     with Workspace.open(data) as studio:
-        ids = [studio.jobs.submit(node.manifest(f"job-{i}")).id for i in range(n)]
         client = TestClient(api.app(studio), base_url="http://127.0.0.1:7860")
-        took = {
-            "list": p95(lambda _: client.get("/api/jobs").json()["items"][99]),
-            "queue": p95(lambda _: studio.jobs.queue()[-1]),
-            "whole queue": p95(lambda i: client.get("/api/jobs/queue", headers={"x": str(i)}).json()["items"][n - 1]),
-            "move": p95(lambda i: client.post(f"/api/jobs/{ids[-1 - i]}/move", json={"place": n // 2}).raise_for_status()),
-            "cancel": p95(lambda i: client.post(f"/api/jobs/{ids[i]}/cancel").raise_for_status()),
-        }
-        print(f"\n{n} queued, {database_url.split(':')[0]}: " + ", ".join(f"{verb} {ms:.0f} ms" for verb, ms in took.items()))
-        order = [row.id for row in studio.jobs.queue()]
-        assert len(order) == n - 40 and ids[-1] != order[-1]
+        ids: list[str] = []
+        counts = []
+        for n in (10, 100):
+            ids.extend(studio.jobs.submit(node.manifest(f"job-{i}")).id for i in range(len(ids), n))
+            acts: dict[str, Callable[[], object]] = {
+                "list": lambda: client.get("/api/jobs").json()["items"][9],
+                "queue": lambda: studio.jobs.queue()[-1],
+                "whole queue": lambda: client.get("/api/jobs/queue").json()["items"][9],
+                "move": lambda: client.post(f"/api/jobs/{ids[-1]}/move", json={"place": 5}).raise_for_status(),
+            }
+            counts.append({name: statements(studio, act) for name, act in acts.items()})
+            ids.insert(5, ids.pop())
+        for id in (ids.pop(50), ids.pop(0)):
+            counts.append({"cancel": statements(studio, lambda id=id: client.post(f"/api/jobs/{id}/cancel").raise_for_status())})
+        assert counts[0] == counts[1] and counts[2] == counts[3], counts
+        assert min(counts[0].values()) > 0, "they were counted"
+        assert [row.id for row in studio.jobs.queue()] == ids
     with Workspace.open(data) as again:
-        assert [row.id for row in again.jobs.queue()] == order
-    assert max(took.values()) < 1000, took  # the machine may be busy; what is aimed at is 100
+        assert [row.id for row in again.jobs.queue()] == ids
 
 
 def test_a_node_that_is_gone_leaves_its_jobs_to_another(data: Path, monkeypatch: pytest.MonkeyPatch, postgres: Server) -> None:
