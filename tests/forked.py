@@ -14,6 +14,7 @@ from typing import IO, Any
 import pytest
 
 from studio.jobs.processes import WorkerFolder
+from tests import enter
 
 _START = WorkerFolder.start
 
@@ -59,10 +60,8 @@ class Forks:
         if self.context is None:
             self.workers.append(_START(home, data))
             return self.workers[-1]
-        from tests import warm
-
         home.create().stop.unlink(missing_ok=True)
-        self.workers.append(self._start(warm.work, str(data), home.device, kill_at, {**os.environ, "STUDIO_NODE": home.node}))
+        self.workers.append(self._start("work", str(data), home.device, kill_at, {**os.environ, "STUDIO_NODE": home.node}))
         return self.workers[-1]
 
     @contextlib.contextmanager
@@ -84,32 +83,28 @@ class Forks:
 
     def rank(self, arguments: Sequence[str], environ: Mapping[str, str]) -> Forked:
         """What ranks.started does."""
-        from tests import warm
-
         with tempfile.TemporaryDirectory() as folder:
             pipes = [str(Path(folder) / name) for name in ("heard", "said")]
             for pipe in pipes:
                 os.mkfifo(pipe)
-            started = self._start(warm.rank, list(arguments), dict(environ), *pipes)
+            started = self._start("rank", list(arguments), dict(environ), *pipes)
             started.stdin = open(pipes[0], "w", encoding="utf-8")  # noqa: SIM115  theirs who hold the process
             started.stdout = open(pipes[1], encoding="utf-8")  # noqa: SIM115
             return started
 
     def command(self, arguments: Sequence[str], folder: Path, environ: Mapping[str, str], seconds: float) -> tuple[int, str, str]:
         """Exit code and what was said on standard output and standard error by a command line in that folder."""
-        from tests import warm
-
         with tempfile.TemporaryDirectory() as words:
             out, err = Path(words) / "out", Path(words) / "err"
-            started = self._start(warm.command, list(arguments), str(folder), dict(environ), str(out), str(err))
+            started = self._start("command", list(arguments), str(folder), dict(environ), str(out), str(err))
             try:
                 code = started.wait(seconds)
             finally:
                 started.kill()
             return code, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
 
-    def _start(self, target: Any, *arguments: object) -> Forked:
-        process = self.context.Process(target=target, args=arguments)
+    def _start(self, name: str, *arguments: object) -> Forked:
+        process = self.context.Process(target=enter.run, args=(name, *arguments))
         process.start()
         return Forked(process)
 
@@ -118,5 +113,5 @@ def forkserver() -> Forks:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return Forks(None)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.warm"])
+    context.set_forkserver_preload(["tests.warm", "tests.enter"])
     return Forks(context)

@@ -14,7 +14,7 @@ import pytest
 
 from studio.config import TrainConfig, build
 from studio.errors import SettingsError
-from studio.events import Event, Exported, Failed, Loading, Step, Warned
+from studio.events import Event, Exported, Failed, Step, Warned
 from studio.jobs import backends, stretch
 from studio.jobs.backends.cluster import Cluster
 from studio.jobs.backends.head import Head
@@ -24,6 +24,7 @@ from studio.jobs.processes import alive, own_start
 from studio.library.layout import Layout
 from studio.workspace import Workspace
 from tests.faults import invariants
+from tests.forked import Forks
 from tests.jobs.conftest import SHORT, draw_pictures
 from tests.jobs.test_worker import until_step, wait
 
@@ -37,7 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("ray")
     with Workspace.open(root / "data") as studio:
         studio.sets.import_folder("Circles", draw_pictures(root / "circles"))
-    yield root / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # sums are taken in the same order everywhere
+        yield root / "data"
     import ray
 
     ray.shutdown()  # before the cluster, which the client would look for
@@ -75,33 +78,31 @@ def losses(events: list[Event]) -> dict[int, float | None]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(folder: Path) -> Unbroken:
-    """Losses, last weights and optimizer memory of the run of these tests when nothing happens to it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STUDIO_JOBS", "ray")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Unbroken:
+    """Losses, last weights and optimizer memory of the run of these tests when nothing happens to it, by a worker of this machine."""
+    root = tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch, forks.as_workers():
         patch.setenv("STUDIO_DEVICE", "cpu")
-        studio = Workspace.open(folder)
-        id = train(studio, name="unbroken")
-        events = [event for event in studio.jobs.follow(id) if not isinstance(event, Loading)]
-        assert events[-1].kind == "finished", studio.jobs.show(id).message
-        job, claim = studio.jobs.show(id), JobFolder(studio.layout.jobs / id).claim()
-        assert claim is not None and claim.cluster and claim.pid != os.getpid() and job.device == "ray-cpu:0"
-        assert studio.library.show("unbroken").run == id
-        assert studio.status().backend == "a Ray cluster of this machine: 1 machine, no GPU"
-        assert [device.name for device in studio.status().devices] == ["ray-cpu:0"]
-        assert studio.reach() == f"run on {studio.status().backend}"
-        wait(lambda: not list(studio.layout.workers.glob("ray-*/")), 20)
-        leave(studio)
-        return losses(events), invariants.result(studio, id)
+        with Workspace.open(root / "data") as studio:
+            studio.sets.import_folder("Circles", draw_pictures(root / "circles"))
+            id = train(studio, name="unbroken")
+            events = list(studio.jobs.follow(id))
+            assert events[-1].kind == "finished", studio.jobs.show(id).message
+            return losses(events), invariants.result(studio, id)
 
 
 def test_a_killed_worker_is_replaced_and_the_run_equals_the_unbroken_one(studio: Workspace, unbroken: Unbroken) -> None:
+    """One of this machine: the same numbers come out of a cluster, and out of a run that went on there."""
     studio.start()
     id = train(studio, name="killed")
     until_step(studio, id, 4)
     folder = JobFolder(studio.layout.jobs / id)
     first = folder.claim()
-    assert first is not None
+    assert first is not None and first.cluster and first.pid != os.getpid() and studio.jobs.show(id).device == "ray-cpu:0"
+    assert studio.status().backend == "a Ray cluster of this machine: 1 machine, no GPU"
+    assert [device.name for device in studio.status().devices] == ["ray-cpu:0"]
+    assert studio.reach() == f"run on {studio.status().backend}"
+    speaks_to_this_machine_alone_and_wants_its_token(Head(studio.layout))
     os.kill(first.pid, signal.SIGKILL)
     last = list(studio.jobs.follow(id))[-1]
     assert last.kind == "finished", studio.jobs.show(id).message
@@ -112,6 +113,26 @@ def test_a_killed_worker_is_replaced_and_the_run_equals_the_unbroken_one(studio:
     assert warnings == ["the worker ended unexpectedly; it goes on from the checkpoint of step 3 (retry 1 of 3)"]
     assert studio.jobs.show(id).result["warnings"] == warnings
     assert [row.name for row in studio.library.list() if row.run == id] == ["killed"], "one adapter"
+    wait(lambda: not list(studio.layout.workers.glob("ray-*/")))
+
+
+def speaks_to_this_machine_alone_and_wants_its_token(head: Head) -> None:
+    process = psutil.Process(head._known()["pid"])  # type: ignore[index]
+    connections = [connection for one in [process, *process.children(recursive=True)] for connection in inet(one)]
+    open_to = {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+    spoken_to = {connection.raddr.ip for connection in connections if connection.raddr}
+    assert open_to and all(ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback for ip in open_to), open_to
+    assert all(ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback for ip in spoken_to), spoken_to
+    assert head._token.stat().st_mode & 0o077 == 0 and process.environ()["RAY_AUTH_MODE"] == "token"
+    assert process.environ()["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def inet(process: psutil.Process) -> list[Any]:
+    """What a process listens to and speaks with; nothing if it has ended meanwhile, as Ray's short-lived helpers do."""
+    try:
+        return list(process.net_connections("inet"))
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_the_next_studio_finds_a_running_job_and_can_cancel_it(studio: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,28 +155,8 @@ def test_the_next_studio_finds_a_running_job_and_can_cancel_it(studio: Workspace
     again.jobs.cancel(id)
     wait(lambda: again.jobs.show(id).state == "cancelled")
     assert "checkpoint" in again.jobs.show(id).kept
-    wait(lambda: not alive(before.pid, before.started), 20)
+    wait(lambda: not alive(before.pid, before.started))
     leave(again)
-
-
-def inet(process: psutil.Process) -> list[Any]:
-    """What a process listens to and speaks with; nothing if it has ended meanwhile, as Ray's short-lived helpers do."""
-    try:
-        return list(process.net_connections("inet"))
-    except psutil.NoSuchProcess:
-        return []
-
-
-def test_the_cluster_listens_to_this_machine_alone_and_wants_its_token(studio: Workspace, unbroken: object) -> None:
-    head = Head(studio.layout)
-    process = psutil.Process(head._known()["pid"])  # type: ignore[index]
-    connections = [connection for one in [process, *process.children(recursive=True)] for connection in inet(one)]
-    open_to = {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
-    spoken_to = {connection.raddr.ip for connection in connections if connection.raddr}
-    assert open_to and all(ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback for ip in open_to), open_to
-    assert all(ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback for ip in spoken_to), spoken_to
-    assert head._token.stat().st_mode & 0o077 == 0 and process.environ()["RAY_AUTH_MODE"] == "token"
-    assert process.environ()["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
 def free_port() -> int:
