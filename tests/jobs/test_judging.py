@@ -24,7 +24,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDIO_DEVICE", "cpu")
         with Workspace.open(data) as studio:
-            studio.sets.import_folder("Judges", draw_pictures(tmp_path_factory.mktemp("judges"), 6))
+            studio.sets.import_folder("Judges", draw_pictures(tmp_path_factory.mktemp("judges"), 4))
             job = studio.jobs.train(build(TrainConfig, {**HELD, "name": "judged", "steps": 4, "learning_rate": RATE, "save_every": 1, "seed": 3}))
             assert list(studio.jobs.follow(job.id))[-1].kind == "finished"
             return job.id
@@ -67,15 +67,17 @@ def test_evaluating_finds_what_training_found(studio: Workspace, trained: str) -
 
 
 def test_another_set_measures_without_the_pictures_that_were_trained_on(studio: Workspace, trained: str, tmp_path: Path) -> None:
+    judging = studio.jobs.evaluate(trained).id
     with pytest.raises(InputError, match="no checkpoints to evaluate"):
-        studio.jobs.evaluate(studio.jobs.evaluate(trained).id)
-    other = studio.sets.import_folder("Others", draw_pictures(tmp_path / "others", 8)).set
+        studio.jobs.evaluate(judging)
+    studio.jobs.cancel(judging)
+    other = studio.sets.import_folder("Others", draw_pictures(tmp_path / "others", 5)).set
     assert other is not None
     events = list(studio.jobs.follow(studio.jobs.evaluate(trained, other.id).id))
     warned = [event.message for event in events if isinstance(event, Warned)]
     trained_on = next(event for event in studio.jobs.events(trained).events if isinstance(event, Started)).facts["images"]
     assert warned == [f"{trained_on} pictures are left out, for the run was trained on them"]
-    assert isinstance(events[-1], Finished) and events[-1].result["held_out"] == 8 - trained_on
+    assert isinstance(events[-1], Finished) and events[-1].result["held_out"] == 5 - trained_on
 
 
 def test_a_run_that_held_nothing_out_wants_a_set(studio: Workspace) -> None:
