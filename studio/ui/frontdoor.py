@@ -39,12 +39,18 @@ def _plain(scope: Scope) -> Scope:
     return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]}
 
 
+# Gradio's loading screen counts seconds in every frame and goes on doing so when it is gone, as does each call that waits: a page in
+# which nothing happens would draw 60 times a second. Once our own part stands (it names its view), nobody sees those counts.
+_STILL = """{const frame=requestAnimationFrame.bind(window),counts=/performance\\.now\\(\\)[^;]*1e3/;
+window.requestAnimationFrame=(act)=>document.body?.dataset.view&&counts.test(act)?0:frame(act)}"""
+
+
 def head() -> str:
     links = "".join(f'<link rel="stylesheet" href="{address(f"css/{name}.css")}">' for name in CSS)
     icon = f'<link rel="icon" type="image/svg+xml" href="{address("icons/favicon.svg")}">'
     early = f'<link rel="modulepreload" href="{address("js/shell.js")}">'
     theme = 'document.documentElement.dataset.theme=new URL(location).searchParams.get("__theme")==="light"?"light":"dark"'
-    return f"<script>{theme}</script>{links}{icon}{early}"
+    return f"<script>{theme};{_STILL}</script>{links}{icon}{early}"
 
 
 class _Inserting:

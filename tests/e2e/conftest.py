@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwr
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 WINDOW: ViewportSize = {"width": 1440, "height": 900}
+COUNTED = "{const frame = requestAnimationFrame; window.framesAsked = 0; window.requestAnimationFrame = (act) => { framesAsked += 1; return frame(act); }}"
 START_SECONDS = 120
 PATIENCE = 60_000  # milliseconds that a page may take on a machine that does much else; only a failure takes as long
 expect.set_options(timeout=PATIENCE)
@@ -103,6 +104,7 @@ def opened(browser: Browser, studio: Studio, before: Callable[[Page], object] = 
     context = browser.new_context(viewport=WINDOW, accept_downloads=True)
     watched = Watched(context.new_page(), studio.address.removeprefix("http://"))
     watched.page.set_default_timeout(PATIENCE)
+    watched.page.add_init_script(COUNTED)
     before(watched.page)
     watched.page.goto(studio.address)
     watched.page.wait_for_selector(there)

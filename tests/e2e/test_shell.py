@@ -57,6 +57,19 @@ def test_gradios_markup_is_still_what_our_style_sheet_reaches_into(shared) -> No
     assert page.locator("#help-text .prose").count() > 0
 
 
+def test_a_page_in_which_nothing_happens_draws_nothing(shared) -> None:
+    still = """async () => {
+      for (let look = 0; look < 100; look += 1) {
+        const before = framesAsked;
+        await new Promise((go) => setTimeout(go, 200));
+        if (framesAsked === before) return true;
+      }
+      return false;
+    }"""
+    assert shared.page.evaluate("framesAsked") > 0, "frames are not counted"
+    assert shared.page.evaluate(still)
+
+
 def test_fonts_are_our_own_in_every_weight(shared) -> None:
     loaded = shared.page.evaluate(
         "document.fonts.ready.then(() => [...document.fonts].filter((font) => font.status === 'loaded').map((font) => font.family.replaceAll('\"', '')))"
