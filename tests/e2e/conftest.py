@@ -101,7 +101,7 @@ class Watched:
 
 def opened(browser: Browser, studio: Studio, before: Callable[[Page], object] = lambda page: None, there: str = ".st-setcard") -> Watched:
     """A page of its own: nothing is kept in the browser. before: what is done to it before it loads; there: what it shows once it has."""
-    context = browser.new_context(viewport=WINDOW, accept_downloads=True)
+    context = browser.new_context(viewport=WINDOW, accept_downloads=True, reduced_motion="reduce")
     watched = Watched(context.new_page(), studio.address.removeprefix("http://"))
     watched.page.set_default_timeout(PATIENCE)
     watched.page.add_init_script(COUNTED)
