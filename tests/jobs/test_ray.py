@@ -99,18 +99,19 @@ def test_a_killed_worker_is_replaced_and_the_run_equals_the_unbroken_one(studio:
     folder = JobFolder(studio.layout.jobs / id)
     first = folder.claim()
     assert first is not None and first.cluster and first.pid != os.getpid() and studio.jobs.show(id).device == "ray-cpu:0"
+    os.kill(first.pid, signal.SIGKILL)
     assert studio.status().backend == "a Ray cluster of this machine: 1 machine, no GPU"
     assert [device.name for device in studio.status().devices] == ["ray-cpu:0"]
     assert studio.reach() == f"run on {studio.status().backend}"
     speaks_to_this_machine_alone_and_wants_its_token(Head(studio.layout))
-    os.kill(first.pid, signal.SIGKILL)
     last = list(studio.jobs.follow(id))[-1]
     assert last.kind == "finished", studio.jobs.show(id).message
     events = said(studio, id)
     assert (losses(events), invariants.result(studio, id)) == unbroken, "bitwise: every loss, tensor and optimizer state"
     assert [segment.why for segment in folder.manifest().segments] == ["new", "retry"]
     warnings = [event.message for event in events if isinstance(event, Warned)]
-    assert warnings == ["the worker ended unexpectedly; it goes on from the checkpoint of step 3 (retry 1 of 3)"]
+    told = [f"the worker ended unexpectedly; it goes on from the checkpoint of step {step} (retry 1 of 3)" for step in (3, 6)]
+    assert warnings in ([told[0]], [told[1]]), "of the last one, on a machine that steps while this one looks"
     assert studio.jobs.show(id).result["warnings"] == warnings
     assert [row.name for row in studio.library.list() if row.run == id] == ["killed"], "one adapter"
     wait(lambda: not list(studio.layout.workers.glob("ray-*/")))
