@@ -63,6 +63,7 @@ def test_what_is_written_while_the_studio_fills_the_form_stays(watched: Watched)
     name, trigger = (page.locator(f"#train-{field} :is(input, textarea)") for field in ("name", "trigger"))
     expect(name).to_have_value("Blueprint")
     asked = slowly(page, "**/gradio_api/**")
+    slowly(page, "**/api/sets/*", 500)  # the field is written into before even the set has come
     page.locator(".st-setcard", has_text="Tilo").click()
     with page.expect_response(lambda response: "choose_set" in (response.request.post_data or "")):
         name.fill("my own")

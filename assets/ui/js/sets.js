@@ -29,6 +29,7 @@ async function create(name = "") {
 
 // `quiet`: the form stays as it is. `but`: names of its fields that stay.
 async function select(id, quiet = false, but = () => []) {
+  const begun = performance.now(); // what is written from now on stays, though the set itself has yet to come
   chosen = id;
   remember("set", id);
   shown = null;
@@ -39,7 +40,7 @@ async function select(id, quiet = false, but = () => []) {
     if (chosen !== id) return;
     shown = found;
     say("set-chosen", shown);
-    if (!quiet) await call("train", "choose_set", { name: shown.name, trigger: shown.trigger, but: but() });
+    if (!quiet) await call("train", "choose_set", { name: shown.name, trigger: shown.trigger, but: but() }, 15000, begun);
   } catch (error) {
     if (error.status === 404) chosen = "";
     else failed("Could not open the image set")(error);
