@@ -39,6 +39,16 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
+def test_no_call_of_the_page_waits_for_gradios_queue_which_seldom_looks(tmp_path: Path) -> None:
+    from studio.ui.page import page
+
+    with Workspace.open(tmp_path / "data") as workspace:
+        blocks = page(workspace)
+    calls = [call for call in blocks.fns.values() if call.fn is not None]
+    assert calls and not [call.api_name for call in calls if call.queue is not False]
+    assert blocks._queue.sleep_when_free >= 1
+
+
 def test_the_first_answer_leads_to_the_theme_that_was_chosen(client: TestClient) -> None:
     assert client.get("/").headers["location"] == "/?__theme=dark"
     assert client.get("/", headers={"cookie": "studio_theme=light"}).headers["location"] == "/?__theme=light"
