@@ -1,6 +1,7 @@
 """A database that fails at its n-th statement or commit, below everything that SQLAlchemy and the studio make of it."""
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -22,11 +23,14 @@ class Calls:
 
 @contextmanager
 def failing_sql(monkeypatch: pytest.MonkeyPatch, number: int, mode: Mode, reason: str = REASONS[0]) -> Iterator[Calls]:
-    """Call `number` fails, and if lasting all after it. "answer lost": it has its effect and is told as a failure, as by a connection that breaks."""
+    """Call `number` by this thread fails, and if lasting all after it. "answer lost": it has its effect and is told as a failure, as if a connection broke."""
     calls = Calls()
+    own = threading.get_ident()
 
     def gated(real: Callable[..., Any], what: Callable[..., str]) -> Callable[..., Any]:
         def call(self: Dialect, *arguments: Any, **options: Any) -> Any:
+            if threading.get_ident() != own:
+                return real(self, *arguments, **options)  # of a studio that another test has in this process
             calls.seen.append(what(*arguments))
             fails = len(calls.seen) == number or (mode == "lasting" and len(calls.seen) > number)
             if not fails or mode == "answer lost":
