@@ -15,15 +15,17 @@ for name in [name for name in os.environ if name.startswith("STUDIO_")]:
     del os.environ[name]  # settings of the person who runs the tests are no part of them
 os.environ["STUDIO_OFFLINE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+FIRST = ("tests/generation/test_effect.py", "tests/test_architecture.py::test_pyright", "tests/jobs/test_ray.py", "tests/bench/test_bench.py")
 LEAVING_SECONDS = 60.0  # for what was asked to end with the last test
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long tests run when asked for with -m, GPU tests where there is a card."""
+    """Long tests run when asked for with -m, GPU tests where there is a card; those that take a minute begin, so that none is waited for alone."""
     if not config.getoption("-m"):
         left = [item for item in items if item.get_closest_marker("long") or item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.fixture(autouse=True, scope="session")

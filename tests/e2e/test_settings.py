@@ -1,5 +1,6 @@
 """Claims about the Train form: settings are found by words, a recipe fills them, and several values of one are several runs."""
 
+import json
 import time
 import urllib.request
 
@@ -61,7 +62,9 @@ def test_what_is_written_while_the_studio_fills_the_form_stays(watched: Watched)
     """A set's name and trigger come a moment after it is chosen: the field that a person writes into meanwhile is theirs."""
     page = watched.page
     name, trigger = (page.locator(f"#train-{field} :is(input, textarea)") for field in ("name", "trigger"))
+    page.locator(".st-setcard", has_text="Blueprint").click()  # others may have made a newer one, which is what a new page takes
     expect(name).to_have_value("Blueprint")
+    expect(trigger).to_have_value("blueprint style")
     asked = slowly(page, "**/gradio_api/**")
     slowly(page, "**/api/sets/*", 500)  # the field is written into before even the set has come
     page.locator(".st-setcard", has_text="Tilo").click()
@@ -75,7 +78,14 @@ def test_what_is_written_while_the_studio_fills_the_form_stays(watched: Watched)
 
 
 def test_what_is_written_before_a_set_is_chosen_stays(browser: Browser, studio: Studio) -> None:
-    watched = opened(browser, studio, before=lambda page: slowly(page, "**/api/sets"), there="#train-name")
+    with urllib.request.urlopen(f"{studio.address}/api/sets") as answer:
+        [blueprint] = [one["id"] for one in json.load(answer)["items"] if one["name"] == "Blueprint"]
+
+    def before(page: Page) -> None:
+        page.add_init_script(f"localStorage.setItem('studio.set', '\"{blueprint}\"')")  # chosen at the last visit
+        slowly(page, "**/api/sets")
+
+    watched = opened(browser, studio, before=before, there="#train-name")
     page = watched.page
     page.locator("#train-name :is(input, textarea)").fill("my own")
     expect(page.locator("#train-trigger :is(input, textarea)")).to_have_value("blueprint style")
