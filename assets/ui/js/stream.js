@@ -5,6 +5,7 @@ import { say } from "./bus.js";
 let last = 0;
 let boot = "";
 const KEPT = "studio.boot"; // of this tab: the page may be loaded anew while the studio restarts, and is to say so then too
+const SEEN = 3000; // milliseconds until who looks has read it; a page that is loaded anew before that says it again
 let wait = 500;
 let lost = false;
 let socket = null;
@@ -12,9 +13,11 @@ let socket = null;
 function take(message) {
   if (message.kind === "hello") {
     const before = boot || sessionStorage.getItem(KEPT);
-    if (before && before !== message.boot) say("restarted", message);
+    if (before && before !== message.boot) {
+      say("restarted", message);
+      setTimeout(() => sessionStorage.setItem(KEPT, boot), SEEN);
+    } else sessionStorage.setItem(KEPT, message.boot);
     boot = message.boot;
-    sessionStorage.setItem(KEPT, boot);
     last = message.seq;
     if (lost) say("connection", { open: true });
     lost = false;
