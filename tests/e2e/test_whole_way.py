@@ -109,6 +109,7 @@ def test_from_pictures_to_a_shared_file(watched, studio, tmp_path: Path) -> None
     page.dispatch_event(".st-stage", "drop", {"dataTransfer": transfer})
     expect(page.locator("#generate-prompt textarea")).to_have_value(prompt)
 
+    expect(page.locator(".st-verdict:not(.is-stale)")).to_be_visible(timeout=SLOW)  # nothing is deleted below while it is still compared
     watched.view("library")
     expect(page.locator(".st-lora")).to_have_count(before + 2)
     page.locator(".st-lora", has_text="mascot").click()
