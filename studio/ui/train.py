@@ -107,9 +107,8 @@ def _recipe(workspace: Workspace, form: Form) -> Any:
 
 def _choose_set(form: Form) -> Any:
     def choose_set(settings: Values, payload: Values) -> Reply:
-        """The set's trigger, and a name after it; what the person wrote before the page had chosen a set stays."""
-        values = {"name": safe_stem(payload["name"]), "trigger": payload["trigger"]}
-        return None, form.show({name: value for name, value in values.items() if name not in payload.get("but", ())})
+        """The set's trigger, and a name after it."""
+        return None, form.show({"name": safe_stem(payload["name"]), "trigger": payload["trigger"]})
 
     return choose_set
 

@@ -21,9 +21,6 @@ document.addEventListener("input", ({ target }) => {
 
 const valueOf = (input) => (input.type === "checkbox" ? input.checked : input.value);
 
-// Names of the fields of a form that a person wrote into since the page was opened.
-export const touched = (form) => [...written.keys()].filter((id) => id.startsWith(`${form}-`)).map((id) => id.slice(form.length + 1));
-
 const since = (form, moment) => [...written].filter(([id, { at }]) => at > moment && id.startsWith(`${form}-`)).map(([, one]) => one);
 
 function putBack({ target, value }) {
@@ -67,6 +64,7 @@ function once(form, command, payload, patience, begun) {
     const own = String(number);
     const timer = setTimeout(() => {
       waiting.delete(own);
+      gathering[form].length = 0; // should the page answer after all, this command is not sent any more
       reject(new Error("the studio does not answer; is it still running in its terminal?"));
     }, patience);
     waiting.set(own, (reply) => {

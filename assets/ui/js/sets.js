@@ -5,7 +5,7 @@ import { on, remember, remembered, say, settled } from "./bus.js";
 import { command } from "./commands.js";
 import { ask, menu } from "./dialogs.js";
 import { badge, button, empty, h, icon, keyed, picture } from "./dom.js";
-import { call, touched } from "./form.js";
+import { call } from "./form.js";
 import { count } from "./format.js";
 import { choose, onDrop, send } from "./intake.js";
 import { show } from "./shell.js";
@@ -27,9 +27,8 @@ async function create(name = "") {
   return made;
 }
 
-// `quiet`: the form stays as it is. `but`: names of its fields that stay.
-async function select(id, quiet = false, but = () => []) {
-  const begun = performance.now(); // what is written from now on stays, though the set itself has yet to come
+// quiet: the form stays as it is. begun: what a person wrote after that moment stays, though the set itself has yet to come.
+async function select(id, quiet = false, begun = performance.now()) {
   chosen = id;
   remember("set", id);
   shown = null;
@@ -40,7 +39,7 @@ async function select(id, quiet = false, but = () => []) {
     if (chosen !== id) return;
     shown = found;
     say("set-chosen", shown);
-    if (!quiet) await call("train", "choose_set", { name: shown.name, trigger: shown.trigger, but: but() }, 15000, begun);
+    if (!quiet) await call("train", "choose_set", { name: shown.name, trigger: shown.trigger }, 15000, begun);
   } catch (error) {
     if (error.status === 404) chosen = "";
     else failed("Could not open the image set")(error);
@@ -227,7 +226,7 @@ export function mount(element) {
     draw();
     if (!begun) {
       begun = true;
-      select(state.sets.some((set) => set.id === chosen) ? chosen : state.sets[0]?.id || "", visited, () => touched("train"));
+      select(state.sets.some((set) => set.id === chosen) ? chosen : state.sets[0]?.id || "", visited, 0);
     }
   });
   on("set-chosen", draw);
